@@ -1,0 +1,189 @@
+"""Artifacts: safetensors files with one metadata key, written atomically and checked when read.
+
+The metadata key `ldm` holds sorted JSON: schema version, kind, resolved configuration, the
+SHA-256 of every artifact this one was made from (`lineage`), and a digest over the whole file,
+which safetensors itself lacks. No date, host name or timing: the same tensors, configuration
+and lineage give the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_tensors
+from safetensors.torch import save as format_tensors
+from torch import Tensor, nn
+
+from ldm.errors import InputError
+
+SCHEMA = 1
+_NO_DIGEST = "0" * 64
+
+
+class Spec(NamedTuple):
+    """What a tensor of an artifact must look like: dtype, and sizes (None: any)."""
+
+    dtype: torch.dtype
+    shape: tuple[int | None, ...]
+
+
+_IMAGES = Spec(torch.uint8, (None, None, None, None))  # (N, C, H, W)
+_LABELS = Spec(torch.uint8, (None,))
+_LATENTS = Spec(torch.float32, (None, None, None, None))  # (N, C, h, w)
+_CHANNELS = Spec(torch.float64, (None,))
+_SPLITS = ("train", "validation", "test")
+
+# kind → (the stage that makes it, its tensors; none stated: the weights of a network)
+KINDS: dict[str, tuple[str, dict[str, Spec]]] = {
+    "images": ("prepare_data", {f"{s}_{what}": spec for s in _SPLITS for what, spec in (("images", _IMAGES), ("labels", _LABELS))}),
+    "classifier": ("train_classifier", {}),
+    "vae": ("train_vae", {}),
+    "latents": (
+        "encode_latents",
+        {f"{s}_{what}": _LATENTS for s in _SPLITS for what in ("mean", "log_variance")} | {"channel_mean": _CHANNELS, "channel_std": _CHANNELS},
+    ),
+    "denoiser": ("train_diffusion", {}),
+    "samples": ("sample", {"samples": _LATENTS, "trajectory": Spec(torch.float32, (None, None, None, None, None))}),
+    "generated": ("decode", {"images": _IMAGES}),
+}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A loaded artifact: its tensors, and what its metadata says."""
+
+    path: Path
+    kind: str
+    tensors: dict[str, Tensor]
+    config: dict[str, Any]
+    lineage: dict[str, str]  # kind of an ancestor → SHA-256 of its file
+    sha256: str
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def load_into(self, module: nn.Module) -> None:
+        """Copy the weights into a network. Raises: InputError unless names, shapes and dtypes agree."""
+        own = module.state_dict()
+        for name in sorted(own.keys() ^ self.tensors.keys()):
+            raise InputError(f"{self.path}: tensor {name!r} is {'missing' if name in own else 'not part of the network'}; {_remedy(self.kind)}")
+        for name, tensor in own.items():
+            _check(self.path, self.kind, name, self.tensors[name], Spec(tensor.dtype, tuple(tensor.shape)))
+        module.load_state_dict(self.tensors)
+
+
+def save(path: Path, kind: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any], parents: Sequence[Artifact] = ()) -> None:
+    """Write an artifact: all of it or nothing, the same bytes for the same content.
+
+    Raises: InputError when the parents do not belong together; OSError when it cannot be written.
+    """
+    lineage = merge_lineage(parents)
+    meta = {"schema": SCHEMA, "kind": kind, "config": dict(config), "lineage": lineage, "digest": _NO_DIGEST}
+    text = json.dumps(meta, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    raw = format_tensors({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {"ldm": text})
+    field = _digest_field(_NO_DIGEST)
+    if raw.count(field) != 1:
+        raise ValueError("the digest's place in the header is not unique")
+    write_atomic(path, raw.replace(field, _digest_field(hashlib.sha256(raw).hexdigest())))
+
+
+def write_weights(path: Path, module: nn.Module) -> None:
+    """Write bare weights, atomically: a state to look at, not an artifact that a stage would take."""
+    write_atomic(path, format_tensors({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}))
+
+
+def load(path: Path, kind: str) -> Artifact:
+    """Read and check an artifact: digest, schema, kind, tensor names, shapes and dtypes.
+
+    Raises: InputError, naming the file and the command that rebuilds it.
+    """
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; {_remedy(kind)}") from None
+    try:
+        size = int.from_bytes(raw[:8], "little")
+        meta = json.loads(json.loads(raw[8 : 8 + size])["__metadata__"]["ldm"])
+        tensors = parse_tensors(raw)
+        digest = meta["digest"]
+        unsigned = raw.replace(_digest_field(digest), _digest_field(_NO_DIGEST), 1)
+        intact = hashlib.sha256(unsigned).hexdigest() == digest
+        found = (meta["schema"], meta["kind"])
+    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, MemoryError):
+        intact = False
+    if not intact:
+        raise InputError(f"{path} is truncated, corrupt or not an artifact of this project; {_remedy(kind)}")
+    if found != (SCHEMA, kind):
+        raise InputError(f"{path} holds {found[1]!r} in schema {found[0]}, but {kind!r} in schema {SCHEMA} is wanted; {_remedy(kind)}")
+    specs = KINDS[kind][1]
+    for name in sorted(specs.keys() ^ tensors.keys()) if specs else ():
+        raise InputError(f"{path}: tensor {name!r} is {'missing' if name in specs else 'unknown'}; {_remedy(kind)}")
+    for name, spec in specs.items():
+        _check(path, kind, name, tensors[name], spec)
+    return Artifact(path, kind, tensors, meta["config"], meta["lineage"], hashlib.sha256(raw).hexdigest())
+
+
+def merge_lineage(artifacts: Sequence[Artifact]) -> dict[str, str]:
+    """The ancestors of something made from these artifacts: kind → SHA-256.
+
+    Raises: InputError when two of them descend from different artifacts of one kind
+    (latents of another VAE, a classifier of another data set).
+    """
+    merged: dict[str, str] = {}
+    origin: dict[str, Path] = {}
+    for artifact in artifacts:
+        for kind, sha in (*artifact.lineage.items(), (artifact.kind, artifact.sha256)):
+            if merged.setdefault(kind, sha) != sha:
+                raise InputError(
+                    f"{origin[kind]} and {artifact.path} do not belong together: one goes with {kind} {merged[kind][:12]}, "
+                    f"the other with {kind} {sha[:12]}; run 'dvc repro' to make them agree"
+                )
+            origin.setdefault(kind, artifact.path)
+    return merged
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file by way of a temporary one beside it: readers see the old or the new, never a part.
+
+    Raises: OSError; the old file is then as it was, and nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _digest_field(digest: str) -> bytes:
+    """The digest as it stands in the header, where the metadata is JSON within JSON."""
+    return rf"\"digest\":\"{digest}\"".encode()
+
+
+def _check(path: Path, kind: str, name: str, tensor: Tensor, spec: Spec) -> None:
+    shape = tuple(tensor.shape)
+    fits = len(shape) == len(spec.shape) and all(w in (None, s) for s, w in zip(shape, spec.shape, strict=True))
+    if tensor.dtype != spec.dtype or not fits:
+        wanted = tuple("any" if w is None else w for w in spec.shape)
+        raise InputError(f"{path}: tensor {name!r} is {tensor.dtype} {shape}, but {spec.dtype} {wanted} is wanted; {_remedy(kind)}")
+
+
+def _remedy(kind: str) -> str:
+    return f"rebuild it with 'dvc repro {KINDS[kind][0]}'"
