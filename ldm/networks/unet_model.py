@@ -1,0 +1,142 @@
+"""The layers of the U-Net (Ronneberger et al. 2015; Ho et al. 2020; Dhariwal & Nichol 2021, arXiv:2105.05233)."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from ldm.networks.unet import Options
+
+
+class UNet(nn.Module):
+    """F = network(x_t, t): x_t (B, C, h, w) of unit variance, t (B,) in (0, 1]; returns (B, C, h, w)."""
+
+    def __init__(self, options: Options, in_channels: int) -> None:
+        super().__init__()
+        first, last = options.channels[0], options.channels[-1]
+        self.embed = TimeEmbedding(options.embedding)
+        self.stem = nn.Conv2d(in_channels, first, 3, padding=1)
+
+        def block(c_in: int, c_out: int) -> ResBlock:
+            return ResBlock(c_in, c_out, options)
+
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        skips, width = [first], first
+        for level, channels in enumerate(options.channels):
+            if level:
+                self.down.append(Downsample(width))
+                skips.append(width)
+            for _ in range(options.blocks):
+                self.down.append(block(width, channels))
+                width = channels
+                skips.append(width)
+        self.middle = nn.ModuleList([block(last, last), Attention(last, options), block(last, last)])
+        for level, channels in reversed(list(enumerate(options.channels))):
+            for _ in range(options.blocks + 1):
+                self.up.append(block(width + skips.pop(), channels))
+                width = channels
+            if level:
+                self.up.append(Upsample(width))
+        self.head = nn.Sequential(nn.GroupNorm(options.groups, first), nn.SiLU(), zero(nn.Conv2d(first, in_channels, 3, padding=1)))
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        emb = self.embed(t)  # (B, embedding)
+        x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        skips = [x]
+        for module in self.down:
+            x = module(x, emb)
+            skips.append(x)
+        for module in self.middle:
+            x = module(x, emb)
+        for module in self.up:
+            x = module(x, skips[-1].shape[-2:]) if isinstance(module, Upsample) else module(torch.cat([x, skips.pop()], 1), emb)
+        return self.head(x)
+
+
+class TimeEmbedding(nn.Module):
+    """Sines and cosines of 1000 t (Vaswani et al. 2017, section 3.5), then two layers: (B,) → (B, width)."""
+
+    frequencies: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        half = width // 2
+        self.register_buffer("frequencies", torch.exp(-math.log(10_000) * torch.arange(half) / half), persistent=False)
+        self.layers = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+
+    def forward(self, t: Tensor) -> Tensor:
+        angles = 1000 * t[:, None] * self.frequencies
+        return self.layers(torch.cat([angles.cos(), angles.sin()], 1))
+
+
+class ResBlock(nn.Module):
+    """Two convolutions with the time embedding as scale and shift in between: (B, c_in, h, w) → (B, c_out, h, w)."""
+
+    def __init__(self, c_in: int, c_out: int, options: Options) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(options.groups, c_in)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.scale_shift = nn.Linear(options.embedding, 2 * c_out)
+        self.norm2 = nn.GroupNorm(options.groups, c_out)
+        self.dropout = nn.Dropout(options.dropout)
+        self.conv2 = zero(nn.Conv2d(c_out, c_out, 3, padding=1))
+        self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = self.scale_shift(emb)[:, :, None, None].chunk(2, 1)
+        h = torch.addcmul(shift, self.norm2(h), 1 + scale)
+        return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
+
+
+class Attention(nn.Module):
+    """Self-attention over the grid's positions, (B, C, h, w) → (B, C, h, w)."""
+
+    def __init__(self, channels: int, options: Options) -> None:
+        super().__init__()
+        self.heads = options.heads
+        self.norm = nn.GroupNorm(options.groups, channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = zero(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        q, k, v = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads, -1).transpose(-1, -2).unbind(1)
+        h = F.scaled_dot_product_attention(q, k, v)  # (B, heads, h·w, C / heads)
+        return x + self.out(h.transpose(-1, -2).reshape(batch, channels, height, width))
+
+
+class Downsample(nn.Module):
+    """Halve the grid, rounding up: (B, C, h, w) → (B, C, ⌈h/2⌉, ⌈w/2⌉)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """Grow the grid to a given size by repetition, and smooth."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: torch.Size) -> Tensor:
+        return self.conv(F.interpolate(x, size=tuple(size), mode="nearest"))
+
+
+def zero(layer: nn.Conv2d) -> nn.Conv2d:
+    """Start a residual branch, or the output, at zero."""
+    nn.init.zeros_(layer.weight)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer
