@@ -1,0 +1,149 @@
+"""Write the lists of dvc.yaml: the modules and the parameters that each stage uses.
+
+    python -m stages.dag           writes them
+    python -m stages.dag --check   only says whether they are right (exit code 2 if not)
+
+A stage depends on every module that it imports, transitively, and on the chosen module of every
+kind of choice that these build by name (`ldm/networks/${train_diffusion.network}.py`). What any
+choice of a kind imports counts for all of them, so the lists hold whatever is chosen.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+from ruamel.yaml import YAML
+
+from ldm import choices
+from ldm.artifacts import write_atomic
+from ldm.config import Section, choice_fields
+from ldm.errors import InputError
+from stages.cli import DAG, run_command
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def stage_config(name: str) -> type[Section]:
+    """The configuration class of a stage."""
+    return import_module(f"stages.{name}").Config
+
+
+def owners(stages: list[str]) -> dict[str, str]:
+    """Kind of choice → the parameter that makes it, such as networks → train_diffusion.network."""
+    return {kind: f"{name}.{word}" for name in stages for word, kind in choice_fields(stage_config(name)).items()}
+
+
+def code_of(name: str, owner: dict[str, str]) -> list[str]:
+    """The files a stage depends on, sorted, with templates for chosen ones."""
+    files, kinds = closure(ROOT / "stages" / f"{name}.py")
+    plain = {str(f.relative_to(ROOT)) for f in files if f.parent.parent != ROOT / "ldm"}
+    chosen = set()
+    for kind in kinds:
+        chosen.add(f"ldm/{kind}/${{{owner[kind]}}}.py")
+        if any((ROOT / "ldm" / kind).glob("*_model.py")):
+            chosen.add(f"ldm/{kind}/${{{owner[kind]}}}_model.py")
+    return sorted(plain) + sorted(chosen)
+
+
+def params_of(name: str) -> list[str]:
+    """The parameters of a stage: its section, or the keys of it with the options of the choices made."""
+    config = stage_config(name)
+    word = {kind: word for word, kind in choice_fields(config).items()}
+    if not word:
+        return [name]
+    return [f"{name}.{key}.${{{name}.{word[key]}}}" if key in word else f"{name}.{key}" for key in config.model_fields]
+
+
+def closure(start: Path) -> tuple[set[Path], set[str]]:
+    """Every file imported from `start` on, and every kind of choice built by name."""
+    files, kinds, waiting = set(), set(), [start]
+    while waiting:
+        file = waiting.pop()
+        if file in files:
+            continue
+        files.add(file)
+        imported, built = read_module(file)
+        kinds |= built
+        waiting += imported
+        for kind in built:
+            waiting += sorted((ROOT / "ldm" / kind).glob("[a-z]*.py"))
+    return files, kinds
+
+
+@cache
+def read_module(file: Path) -> tuple[list[Path], set[str]]:
+    """The project's files that a module imports at run time, and the kinds of choice that its calls name."""
+    imported: list[Path] = []
+    kinds: set[str] = set()
+    known = {p.name for p in (ROOT / "ldm").iterdir() if p.is_dir() and choices.known(p.name)}
+    for node in run_time_nodes(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            if isinstance(node, ast.Call):
+                kinds |= {a.value for a in node.args if isinstance(a, ast.Constant) and a.value in known}
+            continue
+        for name in names:
+            imported += files_of_module(name)
+    return imported, kinds
+
+
+def run_time_nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those under `if TYPE_CHECKING`."""
+    for node in ast.iter_child_nodes(tree):
+        if not (isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"):
+            yield node
+            yield from run_time_nodes(node)
+
+
+def files_of_module(name: str) -> list[Path]:
+    """A dotted name of this project → its file and the packages it lies in; none for other names."""
+    parts = name.split(".")
+    if parts[0] not in ("ldm", "stages"):
+        return []
+    packages = [ROOT.joinpath(*parts[:i], "__init__.py") for i in range(1, len(parts) + 1)]
+    return [p for p in [*packages, ROOT.joinpath(*parts).with_suffix(".py")] if p.is_file()]
+
+
+def rewritten(text: str) -> str:
+    """dvc.yaml with its lists as they should be; everything else stays."""
+    yaml = YAML()
+    yaml.width = 200
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    dag: dict[str, Any] = yaml.load(text)
+    stages = list(dag["stages"])
+    for name, entry in dag["stages"].items():
+        data = [d for d in entry["deps"] if not d.endswith(".py")]
+        entry["deps"] = data + code_of(name, owners(stages))
+        entry["params"] = params_of(name)
+    out = io.StringIO()
+    yaml.dump(dag, out)
+    return out.getvalue()
+
+
+@click.command(help=__doc__)
+@click.option("--check", is_flag=True, help="Change nothing; fail when a list is wrong.")
+def command(check: bool) -> None:
+    text = DAG.read_text("utf-8")
+    wanted = rewritten(text)
+    if wanted == text:
+        print(f"{DAG} is up to date")
+    elif check:
+        wrong = sorted({line.strip() for line in set(text.splitlines()) ^ set(wanted.splitlines())})
+        raise InputError(f"{DAG} is out of date, for example in {wrong[0]!r}; run python -m stages.dag")
+    else:
+        write_atomic(DAG, wanted.encode())
+        print(f"{DAG} written")
+
+
+if __name__ == "__main__":
+    run_command(command, "dag")

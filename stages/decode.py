@@ -1,0 +1,51 @@
+"""Decode the samples into images, and show them: a grid, and the denoising of a few as an animation."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from ldm.config import Section
+from stages.cli import Job, stage
+
+
+class Config(Section):
+    """The pictures."""
+
+    batch_size: int = Field(ge=1, description="samples decoded at once")
+    columns: int = Field(ge=1, description="columns of the grid")
+    rows: int = Field(ge=1, description="rows of the grid")
+    frame_ms: int = Field(ge=20, description="milliseconds a frame of the animation")
+
+
+def run(job: Job[Config]) -> None:
+    import torch
+
+    from ldm.artifacts import merge_lineage
+    from ldm.autoencoder import decode_images, from_artifact
+    from ldm.latents import Standardiser
+    from ldm.pictures import gif, png, tile
+
+    config = job.config
+    samples, latents, artifact, images = (job.load(kind) for kind in ("samples", "latents", "vae", "images"))
+    parents = [samples, latents, artifact, images]
+    merge_lineage(parents)
+    vae, standardiser = from_artifact(artifact).to(job.device), Standardiser.from_artifact(latents, job.device)
+
+    def decode(x):
+        return decode_images(vae, standardiser.restore(x.to(job.device)), config.batch_size).cpu()
+
+    generated = decode(samples["samples"])
+    shown, steps = samples["trajectory"].shape[:2]
+    frames = decode(samples["trajectory"].flatten(0, 1)).unflatten(0, (shown, steps))
+    job.write("grid.png", png(tile(generated[: config.columns * config.rows], config.columns)))
+    job.write("denoising.gif", gif([tile(frames[:, i], shown) for i in range(steps)], config.frame_ms, hold=2000))
+    originals = images["validation_images"][: config.columns]
+    reconstructed = decode_images(vae, latents["validation_mean"][: config.columns].to(job.device)).cpu()
+    job.write("reconstructions.png", png(tile(torch.cat([originals, reconstructed]), config.columns)))
+    job.save("generated", {"images": generated}, [samples, latents, artifact])
+
+
+main = stage("decode", Config, run, __doc__)
+
+if __name__ == "__main__":
+    main()

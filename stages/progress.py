@@ -1,0 +1,41 @@
+"""Progress bars that behave in a terminal and in a log file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import TextIO, TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+
+def bar(total: int, unit: str, label: str) -> tqdm:
+    """A tqdm bar on standard error; in a log file it is one line every 20 seconds."""
+    terminal = sys.stderr.isatty()
+    file = sys.stderr if terminal else _Lines(sys.stderr)
+    return tqdm(total=total, unit=unit, desc=label, file=file, mininterval=0.2 if terminal else 20, dynamic_ncols=terminal, unit_scale=True)
+
+
+def track(items: Iterable[T], total: int, unit: str, label: str, size: Callable[[T], int]) -> Iterator[T]:
+    """Pass items on, counting `size(item)` units for each."""
+    with bar(total, unit, label) as progress:
+        for item in items:
+            yield item
+            progress.update(size(item))
+
+
+class _Lines:
+    """A text stream on which each state of the bar is a line of its own."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> None:
+        text = text.strip("\r\n ")
+        if text:
+            self._file.write(text + "\n")
+
+    def flush(self) -> None:
+        self._file.flush()

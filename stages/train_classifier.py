@@ -1,0 +1,75 @@
+"""Train the classifier whose 128 features the Fréchet distance is taken in."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from ldm.config import Section
+from ldm.optimisation import Optimisation
+from stages.cli import Job, stage
+from stages.training import fit
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CLASSES = 10
+
+
+class Config(Section):
+    """The network, the augmentation and the training."""
+
+    seed: int = Field(ge=0, description="seed of the weights, the order and the augmentation")
+    width: int = Field(ge=1, description="channels of the first convolution")
+    shift: float = Field(ge=0, description="augmentation: largest shift, in pixels")
+    rotation: float = Field(ge=0, le=45, description="augmentation: largest rotation, in degrees")
+    scale: float = Field(ge=0, lt=0.5, description="augmentation: largest relative change of size")
+    label_smoothing: float = Field(ge=0, lt=1, description="share of the target spread over all classes")
+    optimisation: Optimisation
+
+
+def run(job: Job[Config]) -> None:
+    import torch
+    from torch.nn import functional as F
+
+    from ldm.classifier import Classifier, augment, in_batches
+    from ldm.pixels import from_uint8
+    from ldm.training import batches
+
+    config, images = job.config, job.load("images")
+    torch.manual_seed(config.seed)
+    generator = torch.Generator(job.device).manual_seed(config.seed)
+    tensors = {name: tensor.to(job.device) for name, tensor in images.tensors.items()}
+    x, y = tensors["train_images"], tensors["train_labels"].long()
+    classifier = Classifier(x.shape[1], CLASSES, config.width).to(job.device)
+    order = batches(len(x), config.optimisation.batch_size, generator)
+
+    def loss() -> Tensor:
+        index = next(order)
+        batch = augment(from_uint8(x[index]), generator, shift=config.shift, rotation=config.rotation, scale=config.scale)
+        return F.cross_entropy(classifier(batch), y[index], label_smoothing=config.label_smoothing)
+
+    def scores(network, split: str) -> tuple[Tensor, Tensor]:
+        return in_batches(network, tensors[f"{split}_images"]), tensors[f"{split}_labels"].long()
+
+    averaged = fit(job, classifier, loss, lambda network: F.cross_entropy(*scores(network, "validation")).item())
+    logits, labels = scores(averaged, "test")
+    predicted = logits.argmax(1)
+    metrics = {
+        "data": images.config["data"],
+        "n": len(labels),
+        "accuracy": (predicted == labels).double().mean().item(),
+        "loss": F.cross_entropy(logits, labels).item(),
+    }
+    rows = (f"{a},{p}\n" for a, p in zip(labels.tolist(), predicted.tolist(), strict=True))
+    job.write("confusion.csv", ("actual,predicted\n" + "".join(rows)).encode())
+    job.write("metrics.json", json.dumps(metrics, indent=1).encode())
+    job.save("classifier", averaged.state_dict(), [images], classes=CLASSES, channels=x.shape[1])
+
+
+main = stage("train_classifier", Config, run, __doc__)
+
+if __name__ == "__main__":
+    main()
