@@ -1,0 +1,40 @@
+# make repro      set up, run the pipeline, print the table of Fréchet distances
+# make test       set up, lint, run all tests        make test-fast   the quick tests
+# make lint       ruff and mypy                      make clean       remove the environment
+
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+NEEDED_MB := 9000
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+
+.PHONY: repro test test-fast lint clean
+
+repro: $(READY)
+	@python -m stages.params
+	dvc repro
+	dvc metrics show artifacts/metrics/*.json
+
+test: $(READY) lint
+	python -m pytest
+
+test-fast: $(READY)
+	python -m pytest -m "not slow"
+
+lint: $(READY)
+	ruff check .
+	ruff format --check .
+	mypy
+
+clean:
+	rm -rf $(VENV)
+
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is not installed; install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $$($(PYTHON) --version) is too old; Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make: $(PYTHON) cannot make virtual environments; install its venv module (Debian: apt install python3-venv)" >&2; exit 1; }
+	@if [ ! -d $(VENV)/lib ] && [ $$(df -Pm . | awk 'NR == 2 {print $$4}') -lt $(NEEDED_MB) ]; then echo "make: less than $(NEEDED_MB) MB of disk space are free here; PyTorch and its libraries need them" >&2; exit 1; fi
+	$(PYTHON) -m venv $(VENV)
+	python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $@
