@@ -81,7 +81,7 @@ class Chain(Schedule):
         return torch.arange(1, self.steps + 1, device=device, dtype=torch.float64) / self.steps
 
     def _index(self, t: Tensor) -> Tensor:
-        rounded = (t.double() * self.steps - 1e-6).ceil().long() - 1  # i / T is its own point, whatever its rounding
+        rounded = (t.double() * self.steps - 0.01).ceil().long() - 1  # i / T is its own point, also in float32
         return rounded.clamp(0, self.steps - 1)
 
     def _at(self, table: Tensor, t: Tensor) -> Tensor:

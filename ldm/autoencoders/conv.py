@@ -1,4 +1,7 @@
-"""A convolutional autoencoder that shrinks each side by four: 28 × 28 pixels become a 7 × 7 grid."""
+"""A convolutional autoencoder that shrinks each side by four: 28 × 28 pixels become a 7 × 7 grid.
+
+Patches of 4 × 4 pixels become channels at once, so that all the work is done on the small grid.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,9 @@ class Options(Section):
     """Its size."""
 
     latent_channels: int = Field(ge=1, description="channels of the latent grid")
-    width: int = Field(ge=8, multiple_of=8, description="channels at half resolution; twice that at a quarter")
+    width: int = Field(ge=8, multiple_of=8, description="channels of the convolutions on the latent grid")
+    blocks: int = Field(ge=1, description="residual blocks of the encoder, and of the decoder")
+    smoothing: int = Field(ge=1, description="channels at full resolution, of which the last convolution makes the image")
 
 
 def build(options: Options, shape: tuple[int, ...]) -> Autoencoder:

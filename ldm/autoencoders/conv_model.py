@@ -12,6 +12,7 @@ from ldm.autoencoder import Autoencoder
 if TYPE_CHECKING:
     from ldm.autoencoders.conv import Options
 
+PATCH = 4  # pixels a side that one place of the latent grid stands for
 GROUPS = 8
 
 
@@ -20,26 +21,26 @@ class ConvAutoencoder(Autoencoder):
 
     def __init__(self, options: Options, in_channels: int) -> None:
         super().__init__()
-        half, quarter = options.width, 2 * options.width
+        width, pixels = options.width, PATCH**2 * in_channels
+
+        def blocks() -> list[nn.Module]:
+            return [Residual(width) for _ in range(options.blocks)]
+
         self.encoder = nn.Sequential(
-            nn.PixelUnshuffle(2),
-            nn.Conv2d(4 * in_channels, half, 3, padding=1),
-            *norm_act(half),
-            nn.Conv2d(half, quarter, 3, stride=2, padding=1),
-            Residual(quarter),
-            *norm_act(quarter),
-            nn.Conv2d(quarter, 2 * options.latent_channels, 1),
+            nn.PixelUnshuffle(PATCH),
+            nn.Conv2d(pixels, width, 3, padding=1),
+            *blocks(),
+            *norm_act(width),
+            nn.Conv2d(width, 2 * options.latent_channels, 1),
         )
         self.decoder = nn.Sequential(
-            nn.Conv2d(options.latent_channels, quarter, 3, padding=1),
-            Residual(quarter),
-            *norm_act(quarter),
-            nn.Conv2d(quarter, 4 * half, 3, padding=1),
-            nn.PixelShuffle(2),
-            Residual(half),
-            *norm_act(half),
-            nn.Conv2d(half, 4 * in_channels, 3, padding=1),
-            nn.PixelShuffle(2),
+            nn.Conv2d(options.latent_channels, width, 3, padding=1),
+            *blocks(),
+            *norm_act(width),
+            nn.Conv2d(width, options.smoothing * PATCH**2, 3, padding=1),
+            nn.PixelShuffle(PATCH),
+            nn.SiLU(),
+            nn.Conv2d(options.smoothing, in_channels, 3, padding=1),
         )
         self.to(memory_format=torch.channels_last)
 

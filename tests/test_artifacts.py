@@ -1,0 +1,138 @@
+"""Artifacts: the same bytes for the same content, and nothing wrong is ever loaded."""
+
+import json
+import struct
+
+import pytest
+import torch
+from torch import nn
+
+from ldm import artifacts
+from ldm.errors import InputError
+
+
+def latents(n: int = 3, shift: float = 0.0) -> dict[str, torch.Tensor]:
+    x = torch.arange(n * 8, dtype=torch.float32).view(n, 2, 2, 2) + shift
+    tensors = {f"{s}_{w}": x.clone() for s in ("train", "validation", "test") for w in ("mean", "log_variance")}
+    return tensors | {"channel_mean": torch.zeros(2).double(), "channel_std": torch.ones(2).double()}
+
+
+def test_round_trip_and_same_bytes(tmp_path):
+    a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    artifacts.save(a, "latents", latents(), {"z": 1, "a": [0.5]})
+    artifacts.save(b, "latents", dict(reversed(latents().items())), {"a": [0.5], "z": 1})
+    assert a.read_bytes() == b.read_bytes()
+    loaded = artifacts.load(a, "latents")
+    assert loaded.config == {"a": [0.5], "z": 1}
+    assert all(torch.equal(loaded[k], v) for k, v in latents().items())
+    assert sorted(tmp_path.iterdir()) == [a, b]  # no temporary file is left
+
+
+def test_exactly_one_metadata_key(tmp_path):
+    path = tmp_path / "a.safetensors"
+    artifacts.save(path, "latents", latents(), {})
+    raw = path.read_bytes()
+    header = json.loads(raw[8 : 8 + struct.unpack("<Q", raw[:8])[0]])
+    assert list(header["__metadata__"]) == ["ldm"]
+    meta = json.loads(header["__metadata__"]["ldm"])
+    assert list(meta) == sorted(meta) == ["config", "digest", "kind", "lineage", "schema"]
+
+
+def test_any_flipped_byte_or_truncation_is_noticed(tmp_path):
+    path = tmp_path / "a.safetensors"
+    artifacts.save(path, "latents", latents(), {"seed": 1})
+    raw = path.read_bytes()
+    generator = torch.Generator().manual_seed(0)
+    places = torch.randint(len(raw), (300,), generator=generator).tolist()
+    values = torch.randint(1, 256, (300,), generator=generator).tolist()
+    for place, value in zip([*range(8), *places], [*range(1, 9), *values], strict=True):
+        path.write_bytes(raw[:place] + bytes([raw[place] ^ value]) + raw[place + 1 :])
+        with pytest.raises(InputError, match="dvc repro encode_latents"):
+            artifacts.load(path, "latents")
+    for size in (0, 4, 8, 100, len(raw) - 1):
+        path.write_bytes(raw[:size])
+        with pytest.raises(InputError, match="truncated, corrupt"):
+            artifacts.load(path, "latents")
+
+
+def test_missing_file_names_the_stage(tmp_path):
+    with pytest.raises(InputError, match=r"vae\.safetensors is missing; rebuild it with 'dvc repro train_vae'"):
+        artifacts.load(tmp_path / "vae.safetensors", "vae")
+
+
+def test_another_kind_is_refused(tmp_path):
+    path = tmp_path / "a.safetensors"
+    artifacts.save(path, "latents", latents(), {})
+    with pytest.raises(InputError, match="holds 'latents'"):
+        artifacts.load(path, "vae")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("train_mean", None, "'train_mean' is missing"),
+        ("extra", torch.zeros(1), "'extra' is unknown"),
+        ("test_mean", torch.zeros(3, 2, 2, 2).double(), r"'test_mean' is torch.float64"),
+        ("channel_std", torch.ones(2, 1).double(), r"'channel_std' is torch.float64 \(2, 1\)"),
+    ],
+)
+def test_tensors_are_checked(tmp_path, name, value, words):
+    tensors = latents() | {name: value}
+    artifacts.save(tmp_path / "a.safetensors", "latents", {k: v for k, v in tensors.items() if v is not None}, {})
+    with pytest.raises(InputError, match=words):
+        artifacts.load(tmp_path / "a.safetensors", "latents")
+
+
+def family(folder, shift: float) -> tuple[artifacts.Artifact, artifacts.Artifact]:
+    """A VAE, and latents made from it."""
+    artifacts.save(folder / "vae.safetensors", "vae", {"w": torch.full((2,), shift)}, {})
+    vae = artifacts.load(folder / "vae.safetensors", "vae")
+    artifacts.save(folder / "latents.safetensors", "latents", latents(shift=shift), {}, [vae])
+    return vae, artifacts.load(folder / "latents.safetensors", "latents")
+
+
+def test_lineage_of_strangers_is_refused(tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    vae, own = family(tmp_path / "one", 0.0)
+    other_vae, other = family(tmp_path / "two", 1.0)
+    assert own.lineage == {"vae": vae.sha256}
+    assert artifacts.merge_lineage([vae, own]) == {"vae": vae.sha256, "latents": own.sha256}
+    with pytest.raises(InputError) as caught:
+        artifacts.merge_lineage([other_vae, own])
+    message = str(caught.value)
+    assert str(other_vae.path) in message
+    assert str(own.path) in message
+    assert vae.sha256[:12] in message
+    assert other_vae.sha256[:12] in message
+    with pytest.raises(InputError, match="do not belong together"):
+        artifacts.save(tmp_path / "x.safetensors", "samples", {}, {}, [own, other])
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_weights_must_fit_the_network(tmp_path):
+    layer = nn.Linear(2, 3)
+    path = tmp_path / "vae.safetensors"
+    artifacts.save(path, "vae", layer.state_dict(), {})
+    loaded = artifacts.load(path, "vae")
+    fresh = nn.Linear(2, 3)
+    loaded.load_into(fresh)
+    assert torch.equal(fresh.weight, layer.weight)
+    with pytest.raises(InputError, match=r"'bias' is not part of the network"):
+        loaded.load_into(nn.Linear(2, 3, bias=False))
+    with pytest.raises(InputError, match=r"'weight' is torch.float32 \(3, 2\), but torch.float32 \(4, 2\)"):
+        loaded.load_into(nn.Linear(2, 4))
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    artifacts.write_atomic(path, b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(artifacts.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        artifacts.write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]

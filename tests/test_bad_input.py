@@ -1,0 +1,180 @@
+"""A user's mistake: exit code 2, one line on standard error that names the thing and the remedy, no traceback."""
+
+import gzip
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, change
+
+from stages import decode, encode_latents, evaluate, params, prepare_data, sample, train_classifier, train_diffusion, train_vae
+
+MAINS = {m.__name__.removeprefix("stages."): m.main for m in (decode, encode_latents, evaluate, prepare_data, sample, train_classifier, train_diffusion, train_vae)}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A folder with the parameters and the DAG, and no artifacts."""
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LDM_DATA_ROOT", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def refused(folder, monkeypatch, capsys):
+    """Run a stage and return its one line; nothing may be left in the folder."""
+
+    def run(name: str, *arguments: str, main=None) -> str:
+        before = snapshot(folder)
+        monkeypatch.setattr("sys.argv", [name, *arguments])
+        with pytest.raises(SystemExit) as caught:
+            (main or MAINS[name])()
+        assert caught.value.code == 2
+        error = capsys.readouterr().err
+        assert error.endswith("\n")
+        assert error.count("\n") == 1, error
+        assert error.startswith(f"{name}: ")
+        assert snapshot(folder) == before
+        return error
+
+    return run
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("sed=1", "unknown parameter 'sed'; known here are seed"),
+        ("optimisation.stepz=1", "unknown parameter 'optimisation.stepz'"),
+        ("seed.x=1", "unknown parameter 'seed.x'"),
+        ("seed", "not of the form KEY=VALUE"),
+        ("seed=-1", "train_vae.seed: -1 will not do; it should be greater than or equal to 0"),
+        ("seed=1.5", "1.5 will not do; it should be a valid integer"),
+        ("seed=true", "True will not do"),
+        ("seed='1'", "'1' will not do"),
+        ("kl_weight=.nan", "finite"),
+        ("autoencoder=nosuch", "unknown name 'nosuch' among the autoencoders: known are conv"),
+        ("autoencoder=../../evil", "unknown name"),
+        ("autoencoders.conv.width=12", "multiple of 8"),
+        ("optimisation.precision.cpu=fp16", "'fp32' or 'bf16'"),
+        ("seed=[", "not a YAML value"),
+        ("seed=!!python/object/apply:os.system [ls]", "not a YAML value"),
+    ],
+)
+def test_settings(refused, setting, words):
+    assert words in refused("train_vae", "--set", setting, "--out", "out")
+
+
+def test_target_that_the_schedule_excludes(refused):
+    error = refused("train_diffusion", "--set", "target=eps", "--set", "schedule=flow", "--out", "out")
+    assert "target 'eps' cannot be inverted at alpha = 0" in error
+
+
+@pytest.mark.parametrize("option", [("--set", "seed=1"), ("--in", "images=x"), ("--params", "other.yaml")])
+def test_a_hand_run_never_overwrites_tracked_artifacts(refused, option):
+    assert "need --out FOLDER" in refused("train_vae", *option)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--device", "cuda"), "this machine has 0 usable GPUs; choose cpu or auto"),
+        (("--device", "cuda:3"), "this machine has 0 usable GPUs"),
+        (("--device", "tpu"), "choose auto, cpu, cuda or cuda:i"),
+        (("--nosuch",), "--nosuch"),
+        (("--params", "nosuch.yaml", "--out", "out"), "nosuch.yaml is missing"),
+        (("--in", "nosuch=x", "--out", "out"), "NAME is one of images"),
+        (("--in", "images", "--out", "out"), "write NAME=PATH"),
+    ],
+)
+def test_command_lines(refused, monkeypatch, arguments, words):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert words in refused("train_vae", *arguments)
+
+
+@pytest.mark.parametrize("name", [n for n in MAINS if n != "prepare_data"])
+def test_a_missing_artifact_names_the_command(refused, name):
+    error = refused(name, "--out", "out")
+    assert "is missing; rebuild it with 'dvc repro" in error
+
+
+def test_a_truncated_artifact_names_the_command(refused, folder):
+    path = folder / "artifacts/prepare_data/images.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{}")
+    assert "truncated, corrupt or not an artifact of this project; rebuild it with 'dvc repro prepare_data'" in refused("train_vae")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: [", "not valid YAML"),
+        ("", "must hold a mapping"),
+        ("- 1", "must hold a mapping"),
+        ("train_vae: 3", "the section 'train_vae' is missing"),
+        ("train_vae: !!python/name:os.system", "not valid YAML"),
+        ("train_vae: {seed: 1}", "train_vae.autoencoder: the parameter is missing"),
+    ],
+)
+def test_parameter_files(refused, folder, text, words):
+    (folder / "params.yaml").write_text(text)
+    assert words in refused("train_vae")
+
+
+def test_a_folder_that_cannot_be_written(refused, folder):
+    (folder / "file").write_text("")
+    assert "cannot write to file/out: Not a directory" in refused("train_vae", "--out", "file/out")
+
+
+def test_a_full_disk(refused, monkeypatch):
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("stages.cli.os.fsync", full)
+    assert "cannot write to out: No space left on device; make it writable, free space" in refused("prepare_data", "--out", "out")
+
+
+def raw_folder(folder: Path) -> Path:
+    raw = folder / "root" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    return raw
+
+
+def test_a_missing_data_file(refused, folder):
+    raw = raw_folder(folder)
+    error = refused("prepare_data", "--set", "root=root", "--out", "out")
+    assert f"{raw.relative_to(folder)}/train-images-idx3-ubyte is missing" in error
+    assert "download the set again" in error
+
+
+def test_a_corrupt_data_file(refused, folder):
+    raw = raw_folder(folder)
+    for name in prepare_data.MD5:
+        (raw / name).write_bytes(gzip.compress(b""))
+    error = refused("prepare_data", "--set", "root=root", "--out", "out")
+    assert "train-images-idx3-ubyte is corrupt (MD5" in error
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"train_diffusion.target": "eps"}, "cannot be inverted"),
+        ({"train_diffusion.schedules.cosine.s": 2.0}, "schedules.cosine.s: 2.0 will not do"),
+        ({"train_diffusion.schedule": "linear", "train_diffusion.target": "v", "sample.spacing": "uniform", "sample.steps": 1001}, "more than the chain's 1000"),
+        ({"sample.n": 100}, "fewer than evaluate.n"),
+        ({"evaluate.n": 0}, "evaluate.n: 0 will not do"),
+    ],
+)
+def test_make_repro_checks_all_of_params_first(refused, folder, settings, words):
+    change(folder / "params.yaml", settings)
+    assert words in refused("params", main=lambda: params.run_command(params.command, "params"))
+
+
+def test_an_unknown_section(refused, folder):
+    (folder / "params.yaml").write_text((folder / "params.yaml").read_text() + "\ntrain_gan: {}\n")
+    assert "the section 'train_gan' is unknown" in refused("params", main=lambda: params.run_command(params.command, "params"))

@@ -1,0 +1,132 @@
+"""dvc.yaml lists exactly what each stage uses, and the committed run is that of the code."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run_in
+from ruamel.yaml import YAML
+
+from ldm import choices
+from stages import dag, params
+from stages.cli import read_yaml
+
+STAGES = read_yaml(ROOT / "dvc.yaml")["stages"]
+ORDER = ["prepare_data", "train_classifier", "train_vae", "encode_latents", "train_diffusion", "sample", "decode", "evaluate"]
+
+
+def test_stage_is_module_is_section():
+    assert list(STAGES) == ORDER == list(read_yaml(ROOT / "params.yaml"))
+    assert all((ROOT / "stages" / f"{name}.py").is_file() for name in ORDER)
+    assert all(entry["cmd"] == f"python -m stages.{name}" for name, entry in STAGES.items())
+
+
+def test_lists_are_up_to_date():
+    text = (ROOT / "dvc.yaml").read_text()
+    assert dag.rewritten(text) == text
+
+
+@pytest.mark.parametrize("change", ["      - ldm/training.py\n", "      - train_diffusion.target\n"])
+def test_a_missing_entry_is_noticed(change):
+    text = (ROOT / "dvc.yaml").read_text()
+    assert change in text
+    assert dag.rewritten(text.replace(change, "", 1)) == text
+
+
+def test_a_superfluous_entry_is_noticed():
+    text = (ROOT / "dvc.yaml").read_text()
+    assert dag.rewritten(text.replace("      - ldm/sampling.py\n", "      - ldm/sampling.py\n      - ldm/frechet.py\n", 1)) == text
+
+
+def code(name: str) -> set[str]:
+    return {d for d in STAGES[name]["deps"] if d.endswith(".py")}
+
+
+def test_an_edit_reruns_what_it_can_affect_and_nothing_else():
+    uses = {file: {name for name in ORDER if file in code(name)} for name in ORDER for file in code(name)}
+    assert uses["ldm/sampling.py"] == uses["ldm/samplers/${sample.sampler}.py"] == {"sample"}
+    assert uses["ldm/loss.py"] == {"train_diffusion"}
+    assert uses["ldm/frechet.py"] == {"evaluate"}
+    assert uses["ldm/classifier.py"] == {"train_classifier", "evaluate"}
+    assert uses["ldm/pictures.py"] == {"decode"}
+    assert uses["ldm/training.py"] == {"train_classifier", "train_vae", "train_diffusion"}
+    assert uses["ldm/networks/${train_diffusion.network}_model.py"] == {"train_diffusion", "sample"}
+    assert uses["ldm/artifacts.py"] == set(ORDER)
+
+
+def test_every_module_of_ldm_is_used_or_public():
+    listed = {d for name in ORDER for d in code(name)}
+    plain = {str(f.relative_to(ROOT)) for f in (ROOT / "ldm").glob("*.py")}
+    assert plain - listed == {"ldm/pipeline.py"}
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_loaded_modules_are_the_listed_ones(name):
+    """What Python really loads for `--help` is a part of what the lists say."""
+    script = f"import sys, stages.{name}; print(*(m.__file__ for n, m in sys.modules.items() if n.split('.')[0] in ('ldm', 'stages') and m.__file__))"
+    done = run_in(ROOT, sys.executable, "-c", script)
+    loaded = {str(Path(f).relative_to(ROOT)) for f in done.stdout.split()}
+    assert f"stages/{name}.py" in loaded, done.stderr
+    assert loaded <= code(name)
+
+
+@pytest.mark.parametrize("kind", ["autoencoders", "networks", "samplers", "schedules", "spacings", "targets", "times", "weightings"])
+def test_a_choice_imports_without_torch(kind):
+    names = choices.known(kind)
+    assert names
+    script = f"import sys, importlib; [importlib.import_module('ldm.{kind}.' + n) for n in {names!r}]; print('torch' in sys.modules)"
+    assert run_in(ROOT, sys.executable, "-c", script).stdout.strip() == "False"
+
+
+def test_all_of_params_is_valid(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    params.check(Path("params.yaml"), Path("dvc.yaml"))
+
+
+def test_params_name_every_choice():
+    """One word in params.yaml switches: the options of all choices are there."""
+    sections = read_yaml(ROOT / "params.yaml")
+    for kind, owner in dag.owners(ORDER).items():
+        section = owner.split(".")[0]
+        assert sorted(sections[section][kind]) == choices.known(kind)
+
+
+class TestCommittedRun:
+    """dvc.lock and the metrics in git belong to the code and the parameters in git."""
+
+    lock = YAML(typ="safe").load((ROOT / "dvc.lock").read_text()) if (ROOT / "dvc.lock").exists() else {"stages": {}}
+
+    def test_every_stage_is_locked(self):
+        assert set(self.lock["stages"]) == set(ORDER)
+
+    @pytest.mark.parametrize("name", ORDER)
+    def test_code_is_that_of_the_run(self, name):
+        locked = {d["path"]: d["md5"] for d in self.lock["stages"][name]["deps"] if d["path"].endswith(".py")}
+        assert len(locked) == len(code(name))
+        for path, md5 in locked.items():
+            assert hashlib.md5((ROOT / path).read_bytes()).hexdigest() == md5, f"{path} has changed since the committed run"
+
+    @pytest.mark.parametrize("name", ORDER)
+    def test_params_are_those_of_the_run(self, name):
+        sections = read_yaml(ROOT / "params.yaml")
+        for key, value in self.lock["stages"][name]["params"]["params.yaml"].items():
+            place = sections
+            for part in key.split("."):
+                place = place[part]
+            assert place == value, key
+
+    @pytest.mark.parametrize("name", ORDER)
+    def test_committed_outputs_are_those_of_the_run(self, name):
+        for out in self.lock["stages"][name]["outs"]:
+            path = ROOT / out["path"]
+            if subprocess.run(["git", "ls-files", "--error-unmatch", out["path"]], cwd=ROOT, capture_output=True).returncode == 0:
+                assert hashlib.md5(path.read_bytes()).hexdigest() == out["md5"], path
+
+    def test_the_table_is_there(self):
+        for row in ("random", "vae_prior", "vae_reconstruction", "diffusion", "held_out"):
+            values = json.loads((ROOT / f"artifacts/metrics/{row}.json").read_text())
+            assert list(values) == ["data", "n", "fid", "fid_over_floor", "fid_test_over_floor"]
+            assert (values["data"], values["n"]) == ("mnist", 10_000)

@@ -1,0 +1,256 @@
+"""The whole pipeline on a few hundred real digits: DVC, stages by hand, and the Python interface."""
+
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, change, run_in
+from PIL import Image
+
+import ldm
+from ldm import artifacts
+from stages import prepare_data
+
+pytestmark = pytest.mark.slow
+ROWS = ["random", "vae_prior", "vae_reconstruction", "diffusion", "held_out"]
+
+
+@pytest.fixture
+def copy(project, tmp_path) -> Path:
+    """A copy of the finished project, to change."""
+    target = tmp_path / "copy"
+    shutil.copytree(project, target)
+    return target
+
+
+def stages_to_run(folder: Path) -> list[str]:
+    """The stages that `dvc repro` would run."""
+    done = run_in(folder, "dvc", "repro", "--dry")
+    assert done.returncode == 0, done.stderr
+    return re.findall(r"Running stage '(\w+)'", done.stdout)
+
+
+def test_a_second_repro_does_nothing(project):
+    before = (project / "dvc.lock").read_bytes()
+    done = run_in(project, "dvc", "repro")
+    assert done.returncode == 0
+    assert "Running stage" not in done.stdout
+    assert (project / "dvc.lock").read_bytes() == before
+    assert (project / "dvc.yaml").read_bytes() == (ROOT / "dvc.yaml").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("settings", "rerun"),
+    [
+        ({"evaluate.seed": 1}, ["evaluate"]),
+        ({"decode.columns": 5}, ["decode", "evaluate"]),
+        ({"sample.sampler": "euler"}, ["sample", "decode", "evaluate"]),
+        ({"train_diffusion.schedules.cosine.s": 0.01, "sample.samplers.ddim.eta": 0.3}, []),
+        ({"train_diffusion.schedule": "cosine"}, ["train_diffusion", "sample", "decode", "evaluate"]),
+        ({"train_classifier.width": 8}, ["train_classifier", "evaluate"]),
+    ],
+)
+def test_a_parameter_reruns_what_it_can_affect(copy, settings, rerun):
+    change(copy / "params.yaml", settings)
+    assert stages_to_run(copy) == rerun
+
+
+@pytest.mark.parametrize(
+    ("file", "rerun"),
+    [
+        ("ldm/samplers/ddim.py", []),
+        ("ldm/sampling.py", ["sample", "decode", "evaluate"]),
+        ("ldm/pictures.py", ["decode", "evaluate"]),
+        ("ldm/frechet.py", ["evaluate"]),
+        ("ldm/__pycache__/x.py", []),
+        ("stages/params.py", []),
+    ],
+)
+def test_an_edit_reruns_what_it_can_affect(copy, file, rerun):
+    path = copy / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text((path.read_text() if path.exists() else "") + "\n# edited\n")
+    assert stages_to_run(copy) == rerun
+
+
+def test_the_table(project):
+    done = run_in(project, "dvc", "metrics", "show", *(f"artifacts/metrics/{row}.json" for row in ROWS))
+    assert done.returncode == 0
+    assert all(f"{row}.json" in done.stdout for row in ROWS)
+    table = {row: json.loads((project / f"artifacts/metrics/{row}.json").read_text()) for row in ROWS}
+    for values in table.values():
+        assert list(values) == ["data", "n", "fid", "fid_over_floor", "fid_test_over_floor"]
+        assert (values["data"], values["n"]) == ("mnist-5k-limit-300", 300)
+    assert table["held_out"]["fid_over_floor"] == 1
+    assert abs(table["held_out"]["fid_test_over_floor"]) < 1e-6
+    assert table["random"]["fid_over_floor"] > 10
+    for stage in ("train_classifier", "train_vae"):
+        assert json.loads((project / f"artifacts/{stage}/metrics.json").read_text())["data"] == "mnist-5k-limit-300"
+
+
+def test_training_curves(project):
+    for stage in ("train_classifier", "train_vae", "train_diffusion"):
+        curve = json.loads((project / f"artifacts/{stage}/history.json").read_text())
+        assert [row["step"] for row in curve] == sorted(row["step"] for row in curve)
+        assert "validation_loss" in curve[-1]
+        assert curve[-1]["loss"] < curve[0]["loss"]
+
+
+def test_figures(project):
+    grid = np.asarray(Image.open(project / "artifacts/decode/grid.png"))
+    assert grid.std() > 20
+    animation = Image.open(project / "artifacts/decode/denoising.gif")
+    assert animation.n_frames == 6 + 1  # the noise, and a state after each step
+    assert Image.open(project / "artifacts/decode/reconstructions.png").size == (2 * (20 * 30 + 2), 2 * (2 * 30 + 2))
+
+
+def test_plots(project):
+    done = run_in(project, "dvc", "plots", "show")
+    assert done.returncode == 0, done.stderr
+    page = (project / "dvc_plots/index.html").read_text()
+    assert all(word in page for word in ("grid.png", "denoising.gif", "reconstructions.png", "predicted", "validation_loss"))
+
+
+def test_latents_moments_are_those_of_the_whole_train_split(project):
+    latents = artifacts.load(project / "artifacts/encode_latents/latents.safetensors", "latents")
+    mean, variance = latents["train_mean"].double(), latents["train_log_variance"].double().exp()
+    second = (mean.square() + variance).mean((0, 2, 3))
+    torch.testing.assert_close(latents["channel_mean"], mean.mean((0, 2, 3)), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(latents["channel_std"], (second - latents["channel_mean"] ** 2).sqrt(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("stage", ["prepare_data", "train_classifier", "train_vae", "train_diffusion", "sample", "evaluate"])
+def test_a_run_by_hand_gives_the_same_bytes(project, stage, tmp_path):
+    """`python stages/<name>.py` with the same parameters reproduces every tracked file of the stage, and changes none."""
+    tracked = {p: p.read_bytes() for p in (project / "artifacts").rglob("*.*")}
+    done = run_in(project, sys.executable, f"stages/{stage}.py", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    folder = project / "artifacts" / ("metrics" if stage == "evaluate" else stage)
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert names == sorted(p.name for p in folder.iterdir() if p.name != ".gitignore")
+    for name in names:
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
+    assert {p: p.read_bytes() for p in (project / "artifacts").rglob("*.*")} == tracked
+
+
+def samples(path: Path) -> torch.Tensor:
+    return artifacts.load(path / "samples.safetensors", "samples")["samples"]
+
+
+@pytest.mark.parametrize("settings", [["first=17", "n=1"], ["batch_size=37"]])
+def test_batch_size_and_index_never_change_a_sample(project, tmp_path, settings):
+    arguments = [a for s in settings for a in ("--set", s)]
+    done = run_in(project, sys.executable, "-m", "stages.sample", *arguments, "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    wanted = samples(project / "artifacts/sample")
+    torch.testing.assert_close(samples(tmp_path), wanted[17:18] if "n=1" in settings else wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_latents_of_another_vae_are_refused(project, tmp_path):
+    done = run_in(project, sys.executable, "-m", "stages.train_vae", "--set", "seed=1", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    done = run_in(project, sys.executable, "-m", "stages.decode", "--in", f"vae={tmp_path}/vae.safetensors", "--out", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert "do not belong together" in done.stderr
+    assert f"{tmp_path}/vae.safetensors" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_failing_stage_fails_the_repro(copy):
+    change(copy / "params.yaml", {"evaluate.n": 100})
+    done = run_in(copy, "dvc", "repro")
+    assert done.returncode == 255
+    assert "evaluate: random: 100 samples cannot give the covariance of 128 features" in done.stderr
+
+
+def test_divergence_keeps_the_last_good_weights(copy, tmp_path):
+    settings = ["optimisation.lr=1.0", "optimisation.clip_norm=1e30", "optimisation.max_skipped=1", "optimisation.warmup=0"]
+    arguments = [a for s in settings for a in ("--set", s)]
+    script = "import torch, ldm.training as t; old = t.learning_rate; t.learning_rate = lambda s, i: 1e30 if i > 12 else old(s, i); "
+    script += "import sys, stages.train_diffusion as m; sys.argv[0] = 'train_diffusion'; m.main()"
+    done = run_in(copy, sys.executable, "-c", script, *arguments, "--out", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert "had a non-finite loss or gradient; try a lower lr (now 1); the last good weights are in scratch/train_diffusion" in done.stderr
+    assert (copy / "scratch/train_diffusion/last_good.safetensors").stat().st_size > 1000
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_readme_example_samples_digits(project, monkeypatch):
+    """The five lines of the README, on this project's artifacts."""
+    block = next(b for b in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL) if "import ldm" in b)
+    assert len(block.strip().splitlines()) == 5
+    monkeypatch.chdir(project)
+    names: dict = {}
+    exec(block, names)
+    assert names["images"].dtype == torch.uint8
+    stage = artifacts.load(Path("artifacts/decode/generated.safetensors"), "generated")["images"]
+    difference = names["images"].int() - stage[: len(names["images"])].int()
+    assert difference.abs().max() <= 2  # the digits that the stages made, up to rounding
+
+
+def test_python_interface_takes_other_samplers(project):
+    model = ldm.load(project / "artifacts")
+    images = model.sample(3, seed=1, sampler="ddim", spacing="karras", steps=4)
+    assert images.shape == (3, 1, 28, 28)
+    alone = model.sample(1, seed=1, first=2, sampler="ddim", spacing="karras", steps=4)
+    assert (alone[0].int() - images[2].int()).abs().max() <= 2
+
+
+class TestData:
+    """The three sources."""
+
+    def prepare(self, monkeypatch, tmp_path, *arguments: str) -> artifacts.Artifact:
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr("sys.argv", ["prepare_data", *arguments, "--out", str(tmp_path / "out")])
+        prepare_data.main()
+        return artifacts.load(tmp_path / "out/images.safetensors", "images")
+
+    def test_without_data_or_connection_the_embedded_digits(self, monkeypatch, tmp_path, capsys):
+        def offline(*_, **__):
+            raise RuntimeError("no route")
+
+        monkeypatch.setenv("LDM_DATA_ROOT", str(tmp_path / "root"))
+        monkeypatch.setattr("torchvision.datasets.MNIST", offline)
+        images = self.prepare(monkeypatch, tmp_path)
+        assert [len(images[f"{s}_labels"]) for s in ("train", "validation", "test")] == [3500, 500, 1000]
+        assert images.config["data"] == "mnist-5k"
+        error = capsys.readouterr().err
+        assert "NOT THE FULL MNIST" in error
+        assert "'mnist-5k' in every metric" in error
+        assert not list((tmp_path / "root").iterdir())
+        every = torch.cat([images[f"{s}_images"] for s in ("train", "validation", "test")])
+        assert torch.bincount(torch.cat([images[f"{s}_labels"] for s in ("train", "validation", "test")]).long()).tolist() == [500] * 10
+        assert len(every.flatten(1).unique(dim=0)) >= 4990
+
+    def test_a_download_fills_the_root(self, monkeypatch, tmp_path):
+        def fake(folder, train=True, download=False):
+            raw = Path(folder) / "MNIST/raw"
+            if download:
+                raw.mkdir(parents=True)
+                for name in prepare_data.MD5:
+                    (raw / name).write_bytes(name.encode())
+                    (raw / f"{name}.gz").write_bytes(b"packed")
+
+        monkeypatch.setattr("torchvision.datasets.MNIST", fake)
+        assert prepare_data.download(tmp_path / "root")
+        assert sorted(p.name for p in (tmp_path / "root/MNIST/raw").iterdir()) == sorted(prepare_data.MD5)
+        assert [p.name for p in (tmp_path / "root").iterdir()] == ["MNIST"]
+
+    @pytest.mark.skipif(not os.environ.get("LDM_DATA_ROOT"), reason="LDM_DATA_ROOT names no MNIST")
+    def test_the_full_set(self, monkeypatch, tmp_path):
+        images = self.prepare(monkeypatch, tmp_path)
+        assert [len(images[f"{s}_labels"]) for s in ("train", "validation", "test")] == [55_000, 5_000, 10_000]
+        assert images.config == {"data": "mnist", "limit": 0, "seed": 0}
+        counts = torch.bincount(torch.cat([images[f"{s}_labels"] for s in ("train", "validation")]).long())
+        assert counts.tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+        assert images["test_labels"][:5].tolist() == [7, 2, 1, 0, 4]
+        other = self.prepare(monkeypatch, tmp_path, "--set", "seed=1")
+        assert not torch.equal(other["validation_labels"], images["validation_labels"])
+        assert other.sha256 != images.sha256

@@ -1,0 +1,128 @@
+"""The training loop: it learns, averages, and survives non-finite steps."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from ldm.optimisation import Optimisation
+from ldm.training import Diverged, batches, learning_rate, train
+
+SETTINGS = {
+    "steps": 60,
+    "batch_size": 8,
+    "lr": 0.05,
+    "lr_final": 0.1,
+    "warmup": 10,
+    "betas": [0.9, 0.99],
+    "weight_decay": 0.0,
+    "clip_norm": 1.0,
+    "ema_decay": 0.9,
+    "max_skipped": 5,
+    "record_every": 10,
+    "precision": {"cpu": "fp32", "cuda": "fp32"},
+}
+
+
+def settings(**changes) -> Optimisation:
+    return Optimisation.parse(SETTINGS | changes, "optimisation")
+
+
+def regression(bad_steps=(), bad_gradients=()):
+    """A linear layer, and its loss on fixed data, made non-finite at some steps."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(3, 1), torch.randn(32, 3)
+    y = x @ torch.tensor([[1.0], [-2.0], [0.5]])
+    step = 0
+
+    def loss() -> torch.Tensor:
+        nonlocal step
+        step += 1
+        value = (layer(x) - y).square().mean()
+        if step in bad_steps:
+            return value * math.nan
+        if step in bad_gradients:  # finite loss, infinite gradient
+            return value + (layer.weight * 0).abs().sqrt().sum()
+        return value
+
+    return layer, loss
+
+
+def test_it_learns_and_records():
+    layer, loss = regression()
+    records = list(train(layer, loss, settings(steps=300)))
+    assert [r.step for r in records] == list(range(10, 301, 10))
+    assert records[-1].loss < 1e-3 * records[0].loss
+    assert records[-1].skipped == 0
+    assert not records[-1].averaged.training
+
+
+def test_average_is_the_exponential_one():
+    layer, loss = regression()
+    seen = []
+
+    def watched() -> torch.Tensor:
+        seen.append(layer.weight.detach().clone())
+        return loss()
+
+    record = list(train(layer, watched, settings(steps=20)))[-1]
+    seen.append(layer.weight.detach().clone())
+    wanted = seen[1]  # the average starts at the weights after the first step
+    for weight in seen[2:]:
+        wanted = 0.9 * wanted + 0.1 * weight
+    torch.testing.assert_close(record.averaged.weight, wanted)
+
+
+@pytest.mark.parametrize("kind", ["bad_steps", "bad_gradients"])
+def test_a_non_finite_step_changes_nothing(kind):
+    layer, loss = regression(**{kind: (7,)})
+    weights = []
+
+    def watched() -> torch.Tensor:
+        weights.append(layer.weight.detach().clone())
+        return loss()
+
+    *_, record = train(layer, watched, settings(steps=20))
+    assert torch.equal(weights[6], weights[7])  # before and after step 7
+    assert not torch.equal(weights[7], weights[8])
+    assert record.skipped == 1
+    assert math.isfinite(record.loss)
+    assert layer.weight.isfinite().all()
+
+
+def test_too_many_bad_steps_end_the_run_with_the_last_good_state():
+    layer, loss = regression(bad_steps=range(21, 100))
+    records = []
+    with pytest.raises(Diverged, match=r"10 of 30 steps had a non-finite loss or gradient; try a lower lr \(now 0\.05\)") as caught:
+        records.extend(train(layer, loss, settings(max_skipped=5)))
+    assert all(p.isfinite().all() for p in caught.value.averaged.parameters())
+
+
+def test_learning_rate_warms_up_and_decays():
+    s = settings(steps=110)
+    assert learning_rate(s, 1) == pytest.approx(0.005)
+    assert learning_rate(s, 10) == pytest.approx(0.05)
+    assert learning_rate(s, 60) == pytest.approx(0.05 * 0.55)
+    assert learning_rate(s, 110) == pytest.approx(0.005)
+
+
+def test_batches_pass_over_all_images_each_epoch():
+    order = batches(10, 4, torch.Generator().manual_seed(0))
+    indices = torch.cat([next(order) for _ in range(10)]).view(4, 10)  # 40 indices: 4 epochs
+    assert all(sorted(epoch) == list(range(10)) for epoch in indices.tolist())
+    assert len({tuple(epoch) for epoch in indices.tolist()}) > 1
+
+
+def test_bf16_is_used_where_it_is_chosen():
+    layer = nn.Linear(3, 1)
+    kinds = []
+
+    def loss() -> torch.Tensor:
+        out = layer(torch.randn(8, 3))
+        kinds.append(out.dtype)
+        return out.float().square().mean()
+
+    list(train(layer, loss, settings(steps=2, precision={"cpu": "bf16", "cuda": "fp32"})))
+    list(train(layer, loss, settings(steps=2)))
+    assert kinds == [torch.bfloat16] * 2 + [torch.float32] * 2
