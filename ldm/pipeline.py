@@ -67,4 +67,3 @@ def load(folder: str | Path, device: str = "cpu") -> Pipeline:
         samples.config,
         device,
     )
-

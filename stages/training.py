@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from stages.cli import Job
 
 N = TypeVar("N", bound="nn.Module")
-POINTS = 20  # validations along a training curve, about
+POINTS = 8  # validations along a training curve, about
 SCRATCH = Path("scratch")  # ignored by git and DVC
 
 
@@ -24,7 +24,7 @@ def fit(job: Job[Any], network: N, loss: Callable[[], Tensor], validate: Callabl
     """Train to the end behind a bar with loss, images/s and time left, and write history.json.
 
     Returns the averaged network. history.json has one row a record, with the validation loss of
-    the averaged network in about POINTS of them. Raises: Diverged, after the last good network
+    the averaged network in about POINTS of them and null in the others. Raises: Diverged, after the last good network
     was kept in the scratch folder.
     """
     from ldm.artifacts import write_weights
@@ -36,10 +36,9 @@ def fit(job: Job[Any], network: N, loss: Callable[[], Tensor], validate: Callabl
     with bar(settings.steps * settings.batch_size, "img", job.name) as progress:
         try:
             for count, record in enumerate(train(network, loss, settings), 1):
-                row = {"step": record.step, "loss": record.loss}
-                if count % every == 0 or record.step == settings.steps:
-                    row["validation_loss"] = validate(cast(N, record.averaged))
-                curve.append(row)
+                checked = count % every == 0 or record.step == settings.steps
+                validation = validate(cast(N, record.averaged)) if checked else None
+                curve.append({"step": record.step, "loss": record.loss, "validation_loss": validation})
                 progress.set_postfix(loss=f"{record.loss:.4f}", skipped=record.skipped, refresh=False)
                 progress.update(record.step * settings.batch_size - progress.n)
         except Diverged as error:

@@ -9,7 +9,9 @@ from conftest import ROOT, change
 
 from stages import decode, encode_latents, evaluate, params, prepare_data, sample, train_classifier, train_diffusion, train_vae
 
-MAINS = {m.__name__.removeprefix("stages."): m.main for m in (decode, encode_latents, evaluate, prepare_data, sample, train_classifier, train_diffusion, train_vae)}
+MAINS = {
+    m.__name__.removeprefix("stages."): m.main for m in (decode, encode_latents, evaluate, prepare_data, sample, train_classifier, train_diffusion, train_vae)
+}
 
 
 @pytest.fixture
@@ -165,7 +167,10 @@ def test_a_corrupt_data_file(refused, folder):
     [
         ({"train_diffusion.target": "eps"}, "cannot be inverted"),
         ({"train_diffusion.schedules.cosine.s": 2.0}, "schedules.cosine.s: 2.0 will not do"),
-        ({"train_diffusion.schedule": "linear", "train_diffusion.target": "v", "sample.spacing": "uniform", "sample.steps": 1001}, "more than the chain's 1000"),
+        (
+            {"train_diffusion.schedule": "linear", "train_diffusion.target": "v", "sample.spacing": "uniform", "sample.steps": 1001},
+            "more than the chain's 1000",
+        ),
         ({"sample.n": 100}, "fewer than evaluate.n"),
         ({"evaluate.n": 0}, "evaluate.n: 0 will not do"),
     ],
