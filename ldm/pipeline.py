@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from ldm import artifacts, autoencoder, choices
 from ldm.denoiser import Denoiser
 from ldm.latents import Standardiser
 from ldm.sampling import Streams, states
+
+Choice: TypeAlias = str | Mapping[str, Mapping[str, Any]] | None
 
 
 @dataclass(frozen=True)
@@ -29,17 +31,22 @@ class Pipeline:
     device: str
 
     @torch.inference_mode()
-    def sample(self, n: int, seed: int = 0, first: int = 0, **sampling: Any) -> Tensor:
+    def sample(self, n: int, seed: int = 0, first: int = 0, *, steps: int | None = None, sampler: Choice = None, spacing: Choice = None) -> Tensor:
         """n images, uint8 (n, C, H, W): those that the stages draw with this seed, from index `first` on.
 
-        sampling: `steps`, `sampler` or `spacing`, to differ from the stage's choice.
-        Raises: InputError for an unknown name, or one without options in the recorded section.
+        steps, sampler, spacing: to differ from the stage's; a choice is its name, or {name: options}.
+        Raises: InputError for an unknown name or bad options.
         """
-        config = {**self.sampling, **sampling}
-        sampler, spacing = (choices.build(f"{word}s", config[word], config[f"{word}s"].get(config[word], {})) for word in ("sampler", "spacing"))
-        sigmas = spacing(self.denoiser.schedule, config["steps"]).to(self.device)
+        levels = self._build("spacing", spacing)(self.denoiser.schedule, steps or self.sampling["steps"])
+        sigmas, move = levels.to(self.device), self._build("sampler", sampler)
         noise = Streams(seed, range(first, first + n), self.shape, self.device)
-        return self.decode(deque(states(self.denoiser, sampler, sigmas, noise), maxlen=1).pop().float())
+        return self.decode(deque(states(self.denoiser, move, sigmas, noise), maxlen=1).pop().float())
+
+    def _build(self, word: str, choice: Choice) -> Any:
+        """A sampler or spacing: the one named, or the stage's."""
+        recorded = self.sampling[f"{word}s"]
+        ((name, options),) = (choice or recorded).items() if not isinstance(choice, str) else [(choice, recorded.get(choice, {}))]
+        return choices.build(f"{word}s", name, options)
 
     def decode(self, x: Tensor) -> Tensor:
         """Standardised latents (n, c, h, w) → uint8 images on the CPU."""

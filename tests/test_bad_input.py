@@ -168,7 +168,7 @@ def test_a_corrupt_data_file(refused, folder):
         ({"train_diffusion.target": "eps"}, "cannot be inverted"),
         ({"train_diffusion.schedules.cosine.s": 2.0}, "schedules.cosine.s: 2.0 will not do"),
         (
-            {"train_diffusion.schedule": "linear", "train_diffusion.target": "v", "sample.spacing": "uniform", "sample.steps": 1001},
+            {"train_diffusion.schedule": "linear", "sample.spacing": "uniform", "sample.steps": 1001},
             "more than the chain's 1000",
         ),
         ({"sample.n": 100}, "fewer than evaluate.n"),

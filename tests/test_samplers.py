@@ -1,6 +1,7 @@
 """Samplers against a Gaussian, whose denoiser and probability-flow ODE are known in closed form."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -76,7 +77,7 @@ def test_order_of_convergence(name, order):
         sigmas = torch.logspace(math.log10(2.0), math.log10(0.5), steps + 1, dtype=torch.float64)
         options = {"eta": 0.0} if name == "ddim" else {}
         errors.append((run(name, sigmas, x, **options) - exact_flow(x, sigmas[0], sigmas[-1])).abs().max())
-    for coarse, fine in zip(errors[:-1], errors[1:], strict=True):
+    for coarse, fine in pairwise(errors):
         assert math.log2(coarse / fine) == pytest.approx(order, abs=0.12)
 
 
@@ -116,7 +117,7 @@ def test_ancestral_variance_follows_its_recursion(variance):
     """On a Gaussian each step is affine: after N steps the variance is that of the recursion, not the data's."""
     sigmas = torch.logspace(1, -1, 11, dtype=torch.float64)
     wanted = STD**2 + sigmas[0] ** 2
-    for s, n in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for s, n in pairwise(sigmas):
         shrink = (n / s) ** 2 + (1 - (n / s) ** 2) * STD**2 / (STD**2 + s**2)
         fresh = (n / s) ** 2 * (s**2 - n**2) if variance == "beta_tilde" else (1 + n**2) * (s**2 - n**2) / (1 + s**2)
         wanted = shrink**2 * wanted + fresh
@@ -170,7 +171,7 @@ def test_karras_levels_are_the_papers():
 def test_more_steps_than_the_chain_has_are_refused():
     chain = choices.build("schedules", "linear", SCHEDULE["linear"] | {"steps": 100})
     for spacing, options in SPACINGS.items():
-        with pytest.raises(InputError, match="fewer steps|at most that many"):
+        with pytest.raises(InputError, match=r"fewer steps|at most that many"):
             choices.build("spacings", spacing, options)(chain, 101)
 
 
