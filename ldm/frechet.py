@@ -52,4 +52,5 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     product = root @ b.covariance @ root
     cross = np.sqrt(scipy.linalg.eigvalsh((product + product.T) / 2).clip(min=0)).sum()
     difference = a.mean - b.mean
-    return float(difference @ difference + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross)
+    distance = difference @ difference + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross
+    return float(max(distance, 0.0))  # rounding can leave −1e-13 between equal sets

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
@@ -80,8 +79,6 @@ def run(job: Job[Config]) -> None:
 
     denoiser.network.train()
     averaged = fit(job, denoiser.network, loss, validate)
-    metrics = {"n": len(posterior["validation"][0]), "validation_loss": validate(averaged)}
-    job.write("metrics.json", json.dumps(metrics, indent=1).encode())
     job.save("denoiser", averaged.state_dict(), [latents], shape=list(mean.shape[1:]))
 
 

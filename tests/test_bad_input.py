@@ -1,6 +1,8 @@
 """A user's mistake: exit code 2, one line on standard error that names the thing and the remedy, no traceback."""
 
+import errno
 import gzip
+import os
 import shutil
 from pathlib import Path
 
@@ -28,13 +30,15 @@ def folder(tmp_path, monkeypatch) -> Path:
 def refused(folder, monkeypatch, capsys):
     """Run a stage and return its one line; nothing may be left in the folder."""
 
-    def run(name: str, *arguments: str, main=None) -> str:
+    def run(name: str, *arguments: str, main=None, extra: bool = False) -> str:
         before = snapshot(folder)
         monkeypatch.setattr("sys.argv", [name, *arguments])
         with pytest.raises(SystemExit) as caught:
             (main or MAINS[name])()
         assert caught.value.code == 2
         error = capsys.readouterr().err
+        if extra:  # a warning comes before the line
+            error = error[error.rindex(f"{name}: ") :]
         assert error.endswith("\n")
         assert error.count("\n") == 1, error
         assert error.startswith(f"{name}: ")
@@ -133,12 +137,33 @@ def test_a_folder_that_cannot_be_written(refused, folder):
     assert "cannot write to file/out: Not a directory" in refused("train_vae", "--out", "file/out")
 
 
-def test_a_full_disk(refused, monkeypatch):
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_full_or_read_only_folder(refused, monkeypatch, code):
+    def fail(descriptor: int) -> None:
+        raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("stages.cli.os.fsync", full)
-    assert "cannot write to out: No space left on device; make it writable, free space" in refused("prepare_data", "--out", "out")
+    monkeypatch.setattr("stages.cli.os.fsync", fail)
+    assert f"cannot write to out: {os.strerror(code)}; make it writable, free space" in refused("prepare_data", "--out", "out")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission(refused, folder):
+    (folder / "locked").mkdir(mode=0o555)
+    assert "cannot write to locked: Permission denied" in refused("prepare_data", "--out", "locked")
+
+
+def test_a_disk_that_fills_up_while_writing(refused, monkeypatch):
+    """The probe before the work succeeds, and the artifact's own write fails."""
+    probed = []
+
+    def fill(descriptor: int) -> None:
+        if probed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        probed.append(descriptor)
+
+    monkeypatch.setattr("os.fsync", fill)
+    error = refused("prepare_data", "--set", "source=embedded", "--out", "out", extra=True)
+    assert "No space left on device" in error
 
 
 def raw_folder(folder: Path) -> Path:

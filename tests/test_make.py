@@ -1,0 +1,63 @@
+"""The set-up of `make` says in one line why it cannot go on, and leaves nothing behind."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+OLD = """#!/bin/sh
+case "$1" in
+  --version) echo "Python 3.9.2" ;;
+  *) exit 1 ;;
+esac
+"""
+NO_VENV = """#!/bin/sh
+case "$2" in
+  *ensurepip*) exit 1 ;;
+esac
+"""
+
+
+@pytest.fixture
+def clone(tmp_path) -> Path:
+    folder = tmp_path / "clone"
+    folder.mkdir()
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, folder)
+    for name, text in (("old", OLD), ("no_venv", NO_VENV)):
+        script = tmp_path / name
+        script.write_text(text)
+        script.chmod(0o755)
+    return folder
+
+
+@pytest.mark.parametrize("target", ["repro", "test"])
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("PYTHON=../nosuch", "../nosuch is not installed; install Python 3.11 or newer"),
+        ("PYTHON=../old", "Python 3.9.2 is too old; Python 3.11 or newer is needed"),
+        ("PYTHON=../no_venv", "cannot make virtual environments; install its venv module"),
+        ("NEEDED_MB=999999999", "less than 999999999 MB of disk space are free here"),
+    ],
+)
+def test_setup_refuses_in_one_line(clone, target, settings, words):
+    done = subprocess.run(["make", target, settings], cwd=clone, capture_output=True, text=True)
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("make: ***")]
+    assert len(lines) == 1, done.stderr
+    assert words in lines[0]
+    assert not (clone / ".venv").exists()
+
+
+def test_constraints_are_names_and_versions_only():
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert len(lines) > 50
+    for line in lines:
+        name, version = line.split("==")
+        assert name.replace("-", "").replace("_", "").replace(".", "").isalnum()
+        assert version[0].isdigit()
+        assert " " not in line
+        assert "/" not in line
