@@ -53,4 +53,4 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     cross = np.sqrt(scipy.linalg.eigvalsh((product + product.T) / 2).clip(min=0)).sum()
     difference = a.mean - b.mean
     distance = difference @ difference + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross
-    return float(max(distance, 0.0))  # rounding can leave −1e-13 between equal sets
+    return float(max(distance, 0.0))  # the roots of tiny eigenvalues can leave −1e-6 between equal sets
