@@ -1,5 +1,6 @@
 """The set-up of `make` says in one line why it cannot go on, and leaves nothing behind."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -44,7 +45,8 @@ def clone(tmp_path) -> Path:
     ],
 )
 def test_setup_refuses_in_one_line(clone, target, settings, words):
-    done = subprocess.run(["make", target, settings], cwd=clone, capture_output=True, text=True)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}  # the suite itself runs under make
+    done = subprocess.run(["make", target, settings], cwd=clone, env=environment, capture_output=True, text=True)
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if not line.startswith("make: ***")]
     assert len(lines) == 1, done.stderr
