@@ -116,17 +116,17 @@ def files_of_module(name: str) -> list[Path]:
 
 def rewritten(text: str) -> str:
     """dvc.yaml with its lists as they should be; everything else stays."""
-    yaml = YAML()
-    yaml.width = 200
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    dag: dict[str, Any] = yaml.load(text)
+    round_trip = YAML()  # keeps comments; builds plain data only, whatever tags say
+    round_trip.width = 200
+    round_trip.indent(mapping=2, sequence=4, offset=2)
+    dag: dict[str, Any] = round_trip.load(text)
     stages = list(dag["stages"])
     for name, entry in dag["stages"].items():
         data = [d for d in entry["deps"] if not d.endswith(".py")]
         entry["deps"] = data + code_of(name, owners(stages))
         entry["params"] = params_of(name)
     out = io.StringIO()
-    yaml.dump(dag, out)
+    round_trip.dump(dag, out)
     return out.getvalue()
 
 
