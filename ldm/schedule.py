@@ -11,6 +11,10 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from ldm.errors import InputError
+
+SNR_OF_NOISE = 1e-3  # a terminal SNR up to which N(0, alpha² + sigma²) passes for the marginal at t = 1
+
 
 class Schedule(ABC):
     """Signal and noise levels over t."""
@@ -37,6 +41,21 @@ class Schedule(ABC):
         """The nearest times not below t at which the schedule is defined."""
         return t
 
+    def terminal_snr(self) -> float:
+        """(alpha / sigma)² at t = 1."""
+        return (2 * self.half_log_snr(torch.ones(1))).exp().item()
+
+    def wrong_start(self) -> str | None:
+        """Why sampling must not start from noise alone, in one line; None where it may.
+
+        Of unit Gaussian data, noise of SNR s still tells log(1 + s) / 2 nats an element.
+        Lin et al. 2024, arXiv:2305.08891, section 3.1.
+        """
+        snr = self.terminal_snr()
+        if snr <= SNR_OF_NOISE:
+            return None
+        return f"the schedule's terminal SNR is {snr:.3g}, above {SNR_OF_NOISE:g}: noise alone is a wrong start; use more noise, or zero_terminal_snr"
+
 
 class Flow(Schedule):
     """The straight path alpha = 1 − t, sigma = t (Liu et al. 2022, arXiv:2209.03003)."""
@@ -51,34 +70,49 @@ class Flow(Schedule):
         return torch.sigmoid(-half_log_snr.double())
 
 
-class Chain(Schedule):
-    """A discrete variance-preserving chain: alpha² = ᾱ_i = ∏ (1 − β_s) at t = i / T, i = 1 … T.
+class Karras(Schedule):
+    """Variance exploding with σ^(1/ρ) linear in t (Karras et al. 2022, arXiv:2206.00364, Eq. 5)."""
 
-    Ho et al. 2020, arXiv:2006.11239, Eq. 4. Times between the points stand for the next one above.
-    """
-
-    def __init__(self, betas: Tensor) -> None:
-        self.steps: int = len(betas)
-        self.betas = betas.double()  # (T,)
-        self.alphas_cumprod = (1 - self.betas).cumprod(0)  # (T,)
+    def __init__(self, sigma_min: float, sigma_max: float, rho: float) -> None:
+        self.low, self.high, self.rho = sigma_min ** (1 / rho), sigma_max ** (1 / rho), rho
 
     def alpha(self, t: Tensor) -> Tensor:
-        return self._at(self.alphas_cumprod, t).sqrt()
+        return torch.ones_like(t, dtype=torch.float64)
 
     def sigma(self, t: Tensor) -> Tensor:
-        return (1 - self._at(self.alphas_cumprod, t)).sqrt()
+        return (self.low + t.double() * (self.high - self.low)) ** self.rho
+
+    def t(self, half_log_snr: Tensor) -> Tensor:
+        return ((-half_log_snr.double() / self.rho).exp() - self.low) / (self.high - self.low)
+
+
+class Chain(Schedule):
+    """A discrete chain: T levels, the i-th of them, i = 1 … T, at t = i / T.
+
+    Times between the points stand for the next one above.
+    """
+
+    def __init__(self, alphas: Tensor, sigmas: Tensor) -> None:
+        """alphas, sigmas: (T,), from the least noise to the most. Raises: InputError unless the noise grows."""
+        if not ((sigmas[1:] / alphas[1:]) > (sigmas[:-1] / alphas[:-1])).all():
+            raise InputError("the noise must grow from step to step of a chain, but it does not")
+        self.steps: int = len(alphas)
+        self.alphas, self.sigmas = alphas.double(), sigmas.double()
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return self._at(self.alphas, t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self._at(self.sigmas, t)
 
     def t(self, half_log_snr: Tensor) -> Tensor:
         """The time of the chain whose level is nearest."""
-        levels = self.half_log_snr(self._times(half_log_snr.device)).flip(0)  # increasing
+        levels = (self.alphas.log() - self.sigmas.log()).flip(0).to(half_log_snr.device)  # increasing
         bounds = (levels[1:] + levels[:-1]) / 2
         return (self.steps - torch.bucketize(half_log_snr.double(), bounds)).double() / self.steps
 
     def snap(self, t: Tensor) -> Tensor:
         return (self._index(t) + 1).double() / self.steps
-
-    def _times(self, device: torch.device) -> Tensor:
-        return torch.arange(1, self.steps + 1, device=device, dtype=torch.float64) / self.steps
 
     def _index(self, t: Tensor) -> Tensor:
         rounded = (t.double() * self.steps - 0.01).ceil().long() - 1  # i / T is its own point, also in float32
@@ -86,3 +120,24 @@ class Chain(Schedule):
 
     def _at(self, table: Tensor, t: Tensor) -> Tensor:
         return table.to(t.device)[self._index(t)]
+
+
+def variance_preserving(betas: Tensor, *, zero_terminal_snr: bool) -> Chain:
+    """The chain of q(x_i | x_{i−1}) = N(√(1 − β_i) x_{i−1}, β_i): alpha² = ᾱ_i = ∏ (1 − β_s), sigma² = 1 − ᾱ_i.
+
+    betas: (T,) in (0, 1). Ho et al. 2020, arXiv:2006.11239, Eq. 4. With zero_terminal_snr, √ᾱ is
+    shifted to end at 0 and scaled to keep its first value: Lin et al. 2024, arXiv:2305.08891, Alg. 1.
+    Raises: InputError for a β outside (0, 1), which only the last of a chain without terminal signal may reach.
+    """
+    worst = betas[(betas - 0.5).abs().argmax()].item()
+    if not 0 < worst < 1:
+        raise InputError(f"a chain of {len(betas)} steps would have the beta {worst:.3g}, but it must lie in (0, 1); use more steps, or smaller betas")
+    alphas = (1 - betas.double()).cumprod(0).sqrt()  # (T,)
+    if zero_terminal_snr:
+        alphas = (alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])
+    return Chain(alphas, (1 - alphas**2).sqrt())
+
+
+def broadcast(level: Tensor, x: Tensor) -> Tensor:
+    """(B,) → (B, 1, …, 1) in the type of x, to multiply with it."""
+    return level.to(x.dtype).view(-1, *[1] * (x.dim() - 1))

@@ -7,18 +7,15 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from ldm.config import Section
+from ldm.betas import ChainOptions
 
 if TYPE_CHECKING:
     from ldm.schedule import Schedule
 
-ZERO_TERMINAL_SNR = False
 
-
-class Options(Section):
+class Options(ChainOptions):
     """ᾱ follows a squared cosine; β is clipped so that the last step keeps some signal."""
 
-    steps: int = Field(ge=1, le=100_000, description="length T of the chain")
     s: float = Field(ge=0, lt=1, description="offset that keeps the first β from vanishing (0.008 in the paper)")
     beta_max: float = Field(gt=0, lt=1, description="bound on β (0.999 in the paper)")
 
@@ -26,9 +23,9 @@ class Options(Section):
 def build(options: Options) -> Schedule:
     import torch
 
-    from ldm.schedule import Chain
+    from ldm.schedule import variance_preserving
 
     t = torch.arange(options.steps + 1, dtype=torch.float64) / options.steps
     alphas_cumprod = ((t + options.s) / (1 + options.s) * math.pi / 2).cos() ** 2
     betas = 1 - alphas_cumprod[1:] / alphas_cumprod[:-1]
-    return Chain(betas.clamp(max=options.beta_max))
+    return variance_preserving(betas.clamp(max=options.beta_max), zero_terminal_snr=options.zero_terminal_snr)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from ldm.config import Section
 
 if TYPE_CHECKING:
     from ldm.schedule import Schedule
 
-ZERO_TERMINAL_SNR = True  # alpha(1) = 0: a target that says nothing of x0 cannot be inverted there
-
 
 class Options(Section):
     """None."""
+
+    zero_terminal_snr: ClassVar[bool] = True  # alpha(1) = 0
 
 
 def build(options: Options) -> Schedule:
