@@ -7,20 +7,23 @@ from typing import TypeAlias
 
 from torch import Generator, Tensor
 
-from ldm.denoiser import Denoiser, broadcast
+from ldm.denoiser import Denoiser
+from ldm.schedule import Schedule, broadcast
 from ldm.target import prediction, x0_error_scale
 
 # (SNR, c²) → the weight on ‖Δx0‖², where ‖ΔF‖² = c² ‖Δx0‖²
 Weighting: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-# (n, generator) → n training times in (0, 1], on the generator's device
-Times: TypeAlias = Callable[[int, Generator], Tensor]
+# an error → its penalty, elementwise
+Penalty: TypeAlias = Callable[[Tensor], Tensor]
+# (schedule, n, generator) → n training times in (0, 1], on the generator's device
+Times: TypeAlias = Callable[[Schedule, int, Generator], Tensor]
 
 
-def diffusion_loss(denoiser: Denoiser, weighting: Weighting, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-    """Weighted mean squared error of the prediction at time t.
+def diffusion_loss(denoiser: Denoiser, penalty: Penalty, weighting: Weighting, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    """Weighted penalty of the prediction's error at time t.
 
     x0, eps: (B, C, h, w); t: (B,) in (0, 1]. Returns (B,), the mean over a sample's elements.
-    Weights are stated on the error of x0 and converted once to the error of F.
+    Weights are stated on the squared error of x0 and converted once to that of F.
     """
     t = denoiser.schedule.snap(t)
     alpha, sigma = denoiser.schedule.alpha(t), denoiser.schedule.sigma(t)  # (B,)
@@ -29,4 +32,4 @@ def diffusion_loss(denoiser: Denoiser, weighting: Weighting, x0: Tensor, eps: Te
     a, s = broadcast(alpha, x0), broadcast(sigma, x0)
     wanted = prediction(denoiser.target, x0, eps, a, s)
     error = denoiser.predict(a * x0 + s * eps, t) - wanted
-    return weight.float() * error.square().flatten(1).mean(1)
+    return weight.float() * penalty(error).flatten(1).mean(1)

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ldm.config import Section
+from ldm.config import Section as Options
 
 if TYPE_CHECKING:
     from ldm.target import Target
-
-
-class Options(Section):
-    """None."""
 
 
 def build(options: Options) -> Target:

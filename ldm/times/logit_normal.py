@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
     from ldm.loss import Times
+    from ldm.schedule import Schedule
 
 
 class Options(Section):
@@ -26,7 +27,7 @@ def build(options: Options) -> Times:
     return partial(draw, options=options)
 
 
-def draw(n: int, generator: Generator, *, options: Options) -> Tensor:
+def draw(schedule: Schedule, n: int, generator: Generator, *, options: Options) -> Tensor:
     import torch
 
     return (options.mean + options.std * torch.randn(n, generator=generator, device=generator.device)).sigmoid()

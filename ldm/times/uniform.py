@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ldm.config import Section
+from ldm.config import Section as Options
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
     from ldm.loss import Times
-
-
-class Options(Section):
-    """None."""
+    from ldm.schedule import Schedule
 
 
 def build(options: Options) -> Times:
     return draw
 
 
-def draw(n: int, generator: Generator) -> Tensor:
+def draw(schedule: Schedule, n: int, generator: Generator) -> Tensor:
     import torch
 
     return 1 - torch.rand(n, generator=generator, device=generator.device)
