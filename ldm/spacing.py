@@ -8,17 +8,35 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from ldm.errors import InputError
 from ldm.sampling import check_levels
 from ldm.schedule import Schedule
 
 Spacing: TypeAlias = Callable[[Schedule, int], Tensor]
 
 
-def ending_in_zero(schedule: Schedule, half_log_snr: Tensor) -> Tensor:
-    """σ̄ at the schedule's levels nearest to these, followed by 0.
+def ramp(schedule: Schedule, steps: int) -> Tensor:
+    """0, 1/(N−1), …, 1 in float64, (N,). Raises: InputError for a number of steps that the schedule does not have."""
+    if steps < 1:
+        raise InputError(f"{steps} sampling steps are too few; use at least 1")
+    if schedule.steps is not None and steps > schedule.steps:
+        raise InputError(f"{steps} sampling steps are more than the chain's {schedule.steps}; use at most that many")
+    return torch.arange(steps, dtype=torch.float64) / max(steps - 1, 1)
 
-    half_log_snr: (N,), increasing, float64. Returns (N + 1,).
-    Raises: InputError where a discrete chain has fewer levels than asked for.
+
+def at_times(schedule: Schedule, t: Tensor) -> Tensor:
+    """σ̄ at decreasing times t (N,), followed by 0: (N + 1,). Raises: InputError where they do not decrease on the schedule."""
+    return _ending_in_zero(schedule.half_log_snr(schedule.snap(t)))
+
+
+def at_levels(schedule: Schedule, sigmas: Tensor) -> Tensor:
+    """Decreasing levels σ̄ (N,), or those of a discrete chain nearest to them, followed by 0: (N + 1,).
+
+    Raises: InputError where a chain has too few levels in their range.
     """
-    on_schedule = half_log_snr if schedule.steps is None else schedule.half_log_snr(schedule.t(half_log_snr))
-    return check_levels(torch.cat([(-on_schedule).exp(), torch.zeros(1, dtype=torch.float64)]))
+    half_log_snr = -sigmas.log()
+    return _ending_in_zero(half_log_snr if schedule.steps is None else schedule.half_log_snr(schedule.t(half_log_snr)))
+
+
+def _ending_in_zero(half_log_snr: Tensor) -> Tensor:
+    return check_levels(torch.cat([(-half_log_snr).exp(), torch.zeros(1, dtype=torch.float64)]))

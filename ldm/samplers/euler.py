@@ -6,16 +6,12 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from ldm.config import Section
+from ldm.config import Section as Options
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ldm.sampling import Denoise, Noise, Sampler
-
-
-class Options(Section):
-    """None."""
 
 
 def build(options: Options) -> Sampler:

@@ -1,11 +1,13 @@
-"""Levels uniform in the schedule's own time, from t = 1 down: t = 1, 1 − 1/N, …, 1/N, then σ̄ = 0."""
+"""Levels uniform in the schedule's own time from t = 1 down: t = 1, 1 − 1/N, …, 1/N, then σ̄ = 0.
+
+On a discrete chain these are the "trailing" steps of Lin et al. 2024, arXiv:2305.08891, Table 2.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ldm.config import Section
-from ldm.errors import InputError
+from ldm.config import Section as Options
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,21 +16,12 @@ if TYPE_CHECKING:
     from ldm.spacing import Spacing
 
 
-class Options(Section):
-    """None."""
-
-
 def build(options: Options) -> Spacing:
     return levels
 
 
 def levels(schedule: Schedule, steps: int) -> Tensor:
     """(steps + 1,) in float64. Raises: InputError for more steps than a discrete chain has."""
-    import torch
+    from ldm.spacing import at_times, ramp
 
-    from ldm.spacing import ending_in_zero
-
-    if schedule.steps is not None and steps > schedule.steps:
-        raise InputError(f"{steps} sampling steps are more than the chain's {schedule.steps}; use at most that many")
-    t = schedule.snap(1 - torch.arange(steps, dtype=torch.float64) / steps)
-    return ending_in_zero(schedule, schedule.half_log_snr(t))
+    return at_times(schedule, 1 - ramp(schedule, steps) * (1 - 1 / steps))
