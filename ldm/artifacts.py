@@ -51,6 +51,7 @@ KINDS: dict[str, tuple[str, dict[str, Spec]]] = {
         {f"{s}_{what}": _LATENTS for s in _SPLITS for what in ("mean", "log_variance")} | {"channel_mean": _CHANNELS, "channel_std": _CHANNELS},
     ),
     "denoiser": ("train_diffusion", {}),
+    "guide": ("train_diffusion", {}),
     "samples": ("sample", {"samples": _LATENTS, "trajectory": Spec(torch.float32, (None, None, None, None, None))}),
     "generated": ("decode", {"images": _IMAGES}),
 }

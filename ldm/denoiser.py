@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ldm import choices
+from ldm.artifacts import merge_lineage
 from ldm.errors import InputError
-from ldm.schedule import Schedule
+from ldm.schedule import Schedule, broadcast
 from ldm.target import Target, invertible_without_signal, x0_from
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class Denoiser:
     def __init__(self, network: nn.Module, schedule: Schedule, target: Target) -> None:
         """Raises: InputError where the target cannot be inverted at the schedule's start."""
         if schedule.alpha(torch.ones(1)) == 0 and not invertible_without_signal(target):
-            raise InputError("the schedule starts without signal (alpha = 0), where the target says nothing of x0; choose the target x0, v or flow")
+            raise InputError("the schedule starts without signal (alpha = 0), where the target says nothing of x0; choose the target x0, v, flow or edm")
         self.network, self.schedule, self.target = network, schedule, target
 
     @classmethod
@@ -63,16 +64,50 @@ class Denoiser:
         """Denoise in σ-space: x = x_t / alpha (B, C, h, w), sigma the scalar σ̄ > 0.
 
         At σ̄ = inf (alpha = 0) x_t / alpha is out of range, and x is the noise eps instead.
+        Raises: InputError for a σ̄ that is not positive, or that a discrete chain does not have.
         """
-        t = self.schedule.t(-sigma.log()).expand(len(x))
+        t = self._time(sigma).to(x.device).expand(len(x))
         scale = self.schedule.alpha(t) if sigma.isfinite() else self.schedule.sigma(t)
         return self.x0(broadcast(scale, x) * x, t)
 
     def alpha(self, sigma: Tensor) -> Tensor:
         """The schedule's alpha where σ̄ is the scalar `sigma`; 1 at σ̄ = 0."""
-        return self.schedule.alpha(self.schedule.t(-sigma.log())) if sigma > 0 else torch.ones_like(sigma)
+        return self.schedule.alpha(self._time(sigma)) if sigma > 0 else torch.ones_like(sigma)
+
+    def _time(self, sigma: Tensor) -> Tensor:
+        if not sigma > 0:
+            raise InputError(f"cannot denoise at the noise level {sigma:g}; it must be above 0")
+        t = self.schedule.t(-sigma.log())
+        on_schedule = torch.isclose(self.schedule.half_log_snr(t), -sigma.log(), rtol=0, atol=1e-6)
+        if self.schedule.steps is not None and not on_schedule:
+            raise InputError(f"the chain has no noise level {sigma:g}; a sampler that leaves its levels (heun with S_churn) needs continuous time")
+        return t
 
 
-def broadcast(level: Tensor, x: Tensor) -> Tensor:
-    """(B,) → (B, 1, …, 1) in the type of x, to multiply with it."""
-    return level.to(x.dtype).view(-1, *[1] * (x.dim() - 1))
+class Guided:
+    """Autoguidance: a denoiser led away from a worse version of itself, D = D_guide + w (D_main − D_guide).
+
+    Karras et al. 2024, arXiv:2406.02507, Eq. 3; within an interval of σ̄ only (Kynkäänniemi et al. 2024,
+    arXiv:2404.07724). A weight w of 1 is no guidance.
+    """
+
+    def __init__(self, main: Denoiser, guide: Denoiser, *, weight: float, sigma_min: float, sigma_max: float) -> None:
+        self.main, self.guide, self.weight, self.interval = main, guide, weight, (sigma_min, sigma_max)
+        self.schedule, self.alpha = main.schedule, main.alpha
+
+    @classmethod
+    def from_artifacts(cls, denoiser: Artifact, guide: Artifact, *, device: str, **guidance: float) -> Guided:
+        """Two trained denoisers on a device. Raises: InputError where weights do not fit, or where the two are of different data."""
+        merge_lineage([denoiser, guide])
+        main, worse = Denoiser.from_artifact(denoiser), Denoiser.from_artifact(guide)
+        for network in (main.network, worse.network):
+            network.to(device)
+        return cls(main, worse, **guidance)
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """As `Denoiser.__call__`."""
+        denoised = self.main(x, sigma)
+        if self.weight == 1 or not self.interval[0] <= sigma <= self.interval[1]:
+            return denoised
+        guide = self.guide(x, sigma)
+        return guide + self.weight * (denoised - guide)

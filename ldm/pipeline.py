@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ldm import artifacts, autoencoder, choices
-from ldm.denoiser import Denoiser
+from ldm.denoiser import Guided
 from ldm.latents import Standardiser
 from ldm.sampling import Streams, states
 
@@ -23,7 +23,7 @@ Choice: TypeAlias = str | Mapping[str, Mapping[str, Any]] | None
 class Pipeline:
     """A denoiser, the autoencoder whose latents it was trained on, and how to sample."""
 
-    denoiser: Denoiser
+    denoiser: Guided
     vae: autoencoder.Autoencoder
     standardiser: Standardiser
     shape: tuple[int, ...]  # of a latent, (c, h, w)
@@ -37,8 +37,8 @@ class Pipeline:
         steps, sampler, spacing: to differ from the stage's; a choice is its name, or {name: options}.
         Raises: InputError for an unknown name or bad options.
         """
-        levels = self._build("spacing", spacing)(self.denoiser.schedule, steps or self.sampling["steps"])
-        sigmas, move = levels.to(self.device), self._build("sampler", sampler)
+        sigmas = self._build("spacing", spacing)(self.denoiser.schedule, self.sampling["steps"] if steps is None else steps)
+        move = self._build("sampler", sampler)
         noise = Streams(seed, range(first, first + n), self.shape, self.device)
         return self.decode(deque(states(self.denoiser, move, sigmas, noise), maxlen=1).pop().float())
 
@@ -62,12 +62,10 @@ def load(folder: str | Path, device: str = "cpu") -> Pipeline:
     def read(kind: str) -> artifacts.Artifact:
         return artifacts.load(Path(folder) / artifacts.KINDS[kind][0] / f"{kind}.safetensors", kind)
 
-    vae, latents, denoiser, samples = (read(kind) for kind in ("vae", "latents", "denoiser", "samples"))
-    artifacts.merge_lineage([vae, latents, denoiser, samples])
-    model = Denoiser.from_artifact(denoiser)
-    model.network.to(device)
+    vae, latents, denoiser, guide, samples = (read(kind) for kind in ("vae", "latents", "denoiser", "guide", "samples"))
+    artifacts.merge_lineage([vae, latents, denoiser, guide, samples])
     return Pipeline(
-        model,
+        Guided.from_artifacts(denoiser, guide, device=device, **samples.config["guidance"]),
         autoencoder.from_artifact(vae).to(device),
         Standardiser.from_artifact(latents, device),
         tuple(denoiser.config["shape"]),

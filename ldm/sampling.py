@@ -17,7 +17,7 @@ from torch import Tensor
 from ldm.errors import InputError
 
 if TYPE_CHECKING:
-    from ldm.denoiser import Denoiser
+    from ldm.denoiser import Denoiser, Guided
 
 Denoise: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 Noise: TypeAlias = Callable[[], Tensor]
@@ -53,8 +53,18 @@ def step_to(x: Tensor, denoised: Tensor, sigma: Tensor, sigma_next: Tensor) -> T
     return denoised + (sigma_next / sigma) * (x - denoised)
 
 
-def states(denoiser: Denoiser, sampler: Sampler, sigmas: Tensor, noise: Noise) -> Iterator[Tensor]:
-    """The states x_t = alpha x̄ of a reverse process, (B, C, h, w): pure noise first, the sample last.
+def reverse_step(x: Tensor, denoised: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Noise) -> Tensor:
+    """One Euler–Maruyama step of the reverse-time SDE, without noise where it ends at σ̄ = 0.
+
+    In σ-space that SDE is dx̄ = (D − x̄) / σ̄² du + dW for every schedule, with u the variance removed so far.
+    """
+    removed = sigma**2 - sigma_next**2
+    mean = x + removed / sigma**2 * (denoised - x)
+    return mean + removed.sqrt() * noise() if sigma_next > 0 else mean
+
+
+def states(denoiser: Denoiser | Guided, sampler: Sampler, sigmas: Tensor, noise: Noise) -> Iterator[Tensor]:
+    """The states x_t = alpha x̄ of a reverse process at the levels, (B, C, h, w): noise first, the sample last.
 
     sigmas: (N + 1,), decreasing, ends in 0. Data of unit variance are assumed, so a finite first
     level starts from x̄ ~ N(0, 1 + σ̄²). An infinite one (alpha = 0) starts from noise alone, with
@@ -62,10 +72,11 @@ def states(denoiser: Denoiser, sampler: Sampler, sigmas: Tensor, noise: Noise) -
     """
     check_levels(sigmas)
     eps = noise()
-    yield eps
     if sigmas[0].isfinite():
         x = (1 + sigmas[0] ** 2).sqrt() * eps
+        yield denoiser.alpha(sigmas[0]) * x
     else:
+        yield eps
         x = denoiser(eps, sigmas[0]) + sigmas[1] * eps
         sigmas = sigmas[1:]
         yield denoiser.alpha(sigmas[0]) * x

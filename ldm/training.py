@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -40,7 +41,7 @@ def train(network: nn.Module, loss: Callable[[], Tensor], settings: Optimisation
     """
     device = next(network.parameters()).device
     optimizer = torch.optim.AdamW(network.parameters(), settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=True)
-    averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
+    averaged = AveragedModel(network, multi_avg_fn=ramped_average(settings.ema_decay), use_buffers=True)
     averaged.eval()
     total, skipped = torch.zeros(2, device=device, dtype=torch.float64)
     seen, skipped_before = 0, 0
@@ -67,6 +68,18 @@ def train(network: nn.Module, loss: Callable[[], Tensor], settings: Optimisation
             yield Record(step, float(total) / done if done else math.nan, count, averaged.module)
             total.zero_()
             seen, skipped_before = 0, count
+
+
+def ramped_average(decay: float) -> Callable[[Any, Any, Any], None]:
+    """An exponential moving average that forgets the first weights: step n decays by min(decay, (1 + n) / (10 + n)).
+
+    The ramp is that of TensorFlow's ExponentialMovingAverage. For `AveragedModel`.
+    """
+
+    def update(averaged: list[Tensor], current: list[Tensor], n: Tensor | int) -> None:
+        get_ema_multi_avg_fn(min(decay, (1 + int(n)) / (10 + int(n))))(averaged, current, n)
+
+    return update
 
 
 def learning_rate(settings: Optimisation, step: int) -> float:

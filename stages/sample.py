@@ -9,9 +9,17 @@ from __future__ import annotations
 from pydantic import Field
 
 from ldm import choices
-from ldm.config import ChoiceSection, OptionTable, choice
-from stages.cli import Job, stage
+from ldm.config import ChoiceSection, OptionTable, Section, choice
+from stages.cli import Job, stage, warn
 from stages.progress import track
+
+
+class Guidance(Section):
+    """Autoguidance by a network of earlier training."""
+
+    weight: float = Field(ge=1, description="1: none; above: away from the guide's mistakes")
+    sigma_min: float = Field(ge=0, description="smallest σ̄ at which samples are guided")
+    sigma_max: float = Field(gt=0, description="largest σ̄ at which samples are guided")
 
 
 class Config(ChoiceSection):
@@ -26,20 +34,21 @@ class Config(ChoiceSection):
     samplers: OptionTable
     spacing: str = choice("spacings", "where the noise levels of the steps lie")
     spacings: OptionTable
+    guidance: Guidance
     shown: int = Field(ge=1, description="samples whose states are kept for the animation")
 
 
 def run(job: Job[Config]) -> None:
     import torch
 
-    from ldm.denoiser import Denoiser
+    from ldm.denoiser import Guided
     from ldm.sampling import Streams, states
 
-    config, artifact = job.config, job.load("denoiser")
-    denoiser = Denoiser.from_artifact(artifact)
-    denoiser.network.to(job.device)
+    config, artifact, guide = job.config, job.load("denoiser"), job.load("guide")
+    denoiser = Guided.from_artifacts(artifact, guide, **config.guidance.model_dump(), device=job.device)
+    warn(job.name, denoiser.schedule.wrong_start())
     sampler = choices.build(*config.chosen("sampler"))
-    sigmas = choices.build(*config.chosen("spacing"))(denoiser.schedule, config.steps).to(job.device)
+    sigmas = choices.build(*config.chosen("spacing"))(denoiser.schedule, config.steps)
     indices = range(config.first, config.first + config.n)
     parts = [indices[i : i + config.batch_size] for i in range(0, config.n, config.batch_size)]
     samples, shown = [], None
@@ -53,7 +62,7 @@ def run(job: Job[Config]) -> None:
             samples.append(x_t.float().cpu())
             if shown is None:
                 shown = torch.stack(frames, 1)  # (shown, frames, C, h, w)
-    job.save("samples", {"samples": torch.cat(samples), "trajectory": shown}, [artifact])
+    job.save("samples", {"samples": torch.cat(samples), "trajectory": shown}, [artifact, guide])
 
 
 main = stage("sample", Config, run, __doc__)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
 from ldm import choices
-from ldm.config import ChoiceSection, OptionTable, choice
+from ldm.config import ChoiceSection, OptionTable, choice, parse_options
 from ldm.errors import InputError
 from ldm.optimisation import Optimisation
-from stages.cli import Job, stage
+from stages.cli import Job, stage, warn
 from stages.training import fit
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
+
+    from ldm.training import Record
 
 
 class Config(ChoiceSection):
@@ -29,15 +31,24 @@ class Config(ChoiceSection):
     targets: OptionTable
     weighting: str = choice("weightings", "the weight of the loss over the noise level")
     weightings: OptionTable
+    loss: str = choice("losses", "how an error is penalised")
+    losses: OptionTable
     time: str = choice("times", "how training times are drawn")
     times: OptionTable
     optimisation: Optimisation
+    guide_step: int = Field(ge=1, description="step whose averaged network is kept as the guide of autoguidance; a multiple of record_every")
 
     @model_validator(mode="after")
-    def _target_fits_schedule(self) -> Config:
+    def _choices_fit_together(self) -> Config:
         a, _ = choices.build(*self.chosen("target"))(0.0, 1.0)
-        if a == 0 and choices.module("schedules", self.schedule).ZERO_TERMINAL_SNR:
-            raise InputError(f"target {self.target!r} cannot be inverted at alpha = 0, where the schedule {self.schedule!r} starts; choose x0, v or flow")
+        schedule: Any = parse_options(*self.chosen("schedule"))
+        if a == 0 and schedule.zero_terminal_snr:
+            raise InputError(f"target {self.target!r} cannot be inverted at alpha = 0, where the schedule {self.schedule!r} starts; choose x0, v, flow or edm")
+        if self.loss != "l2" and self.weighting != "uniform":
+            raise InputError(f"weighting {self.weighting!r} is derived for the squared error; with loss {self.loss!r} choose weighting uniform, or loss l2")
+        every, steps = self.optimisation.record_every, self.optimisation.steps
+        if self.guide_step % every or self.guide_step > steps:
+            raise InputError(f"guide_step {self.guide_step} must be a multiple of record_every {every} and at most steps {steps}")
         return self
 
 
@@ -53,18 +64,19 @@ def run(job: Job[Config]) -> None:
     torch.manual_seed(config.seed)
     generator = torch.Generator(job.device).manual_seed(config.seed)
     standardiser = Standardiser.from_artifact(latents, job.device)
-    weighting, times = choices.build(*config.chosen("weighting")), choices.build(*config.chosen("time"))
+    penalty, weighting, times = (choices.build(*config.chosen(word)) for word in ("loss", "weighting", "time"))
     posterior = {s: (latents[f"{s}_mean"].to(job.device), latents[f"{s}_log_variance"].to(job.device)) for s in ("train", "validation")}
     mean, log_variance = posterior["train"]
     denoiser = Denoiser.from_config(config.resolved(), mean.shape[1:])
     denoiser.network.to(job.device)
+    warn(job.name, denoiser.schedule.wrong_start())
     order = batches(len(mean), config.optimisation.batch_size, generator)
 
     def noisy_loss(denoiser: Denoiser, mean: Tensor, log_variance: Tensor, source: Generator) -> Tensor:
         """The loss per sample at fresh draws of the posterior, the noise and the time."""
         eps = torch.randn(2, *mean.shape, generator=source)
         x0 = standardiser.standardise(draw(mean, log_variance, eps[0]))
-        return diffusion_loss(denoiser, weighting, x0, eps[1], times(len(x0), source))
+        return diffusion_loss(denoiser, penalty, weighting, x0, eps[1], times(denoiser.schedule, len(x0), source))
 
     def loss() -> Tensor:
         index = next(order)
@@ -77,9 +89,16 @@ def run(job: Job[Config]) -> None:
         means, log_variances = (part.split(500) for part in posterior["validation"])
         return torch.cat([noisy_loss(averaged, m, v, fixed) for m, v in zip(means, log_variances, strict=True)]).mean().item()
 
+    guide: dict[str, Tensor] = {}
+
+    def keep_guide(record: Record) -> None:
+        if record.step == config.guide_step:
+            guide.update({name: tensor.clone() for name, tensor in record.averaged.state_dict().items()})
+
     denoiser.network.train()
-    averaged = fit(job, denoiser.network, loss, validate)
-    job.save("denoiser", averaged.state_dict(), [latents], shape=list(mean.shape[1:]))
+    averaged = fit(job, denoiser.network, loss, validate, keep_guide)
+    for kind, weights in (("denoiser", averaged.state_dict()), ("guide", guide)):
+        job.save(kind, weights, [latents], shape=list(mean.shape[1:]))
 
 
 main = stage("train_diffusion", Config, run, __doc__)

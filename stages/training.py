@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ldm.optimisation import Optimisation
+    from ldm.training import Record
     from stages.cli import Job
 
 N = TypeVar("N", bound="nn.Module")
@@ -20,7 +21,7 @@ POINTS = 8  # validations along a training curve, about
 SCRATCH = Path("scratch")  # ignored by git and DVC
 
 
-def fit(job: Job[Any], network: N, loss: Callable[[], Tensor], validate: Callable[[N], float]) -> N:
+def fit(job: Job[Any], network: N, loss: Callable[[], Tensor], validate: Callable[[N], float], on_record: Callable[[Record], None] = lambda record: None) -> N:
     """Train to the end behind a bar with loss, images/s and time left, and write history.json.
 
     Returns the averaged network. history.json has one row a record, with the validation loss of
@@ -36,6 +37,7 @@ def fit(job: Job[Any], network: N, loss: Callable[[], Tensor], validate: Callabl
     with bar(settings.steps * settings.batch_size, "img", job.name) as progress:
         try:
             for count, record in enumerate(train(network, loss, settings), 1):
+                on_record(record)
                 checked = count % every == 0 or record.step == settings.steps
                 validation = validate(cast(N, record.averaged)) if checked else None
                 curve.append({"step": record.step, "loss": record.loss, "validation_loss": validation})

@@ -26,6 +26,7 @@ SMALL = {
     "train_vae.optimisation.record_every": 10,
     "train_diffusion.networks.unet.channels": [16, 32],
     "train_diffusion.optimisation.steps": 40,
+    "train_diffusion.guide_step": 20,
     "train_diffusion.optimisation.batch_size": 64,
     "train_diffusion.optimisation.record_every": 10,
     "sample.n": 300,

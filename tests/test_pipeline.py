@@ -59,7 +59,7 @@ def test_a_second_repro_does_nothing(project):
 )
 def test_a_parameter_reruns_what_it_can_affect(copy, settings, rerun):
     change(copy / "params.yaml", settings)
-    assert stages_to_run(copy) == rerun
+    assert sorted(stages_to_run(copy)) == sorted(rerun)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_an_edit_reruns_what_it_can_affect(copy, file, rerun):
     path = copy / file
     path.parent.mkdir(exist_ok=True)
     path.write_text((path.read_text() if path.exists() else "") + "\n# edited\n")
-    assert stages_to_run(copy) == rerun
+    assert sorted(stages_to_run(copy)) == sorted(rerun)
 
 
 def test_the_table(project):
