@@ -61,15 +61,16 @@ def stage(name: str, config: type[C], run: Callable[[Job[C]], None], doc: str | 
     @click.command(name=f"python -m stages.{name}", help=doc, cls=_command_with_parameters(name, config))
     @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change a parameter for this run (repeatable; needs --out).")
     @click.option("--params", type=click.Path(path_type=Path), default=PARAMS, show_default=True, help="Parameter file (another one needs --out).")
+    @click.option("--section", default=name, show_default=True, help="Section of the parameter file (another one needs --out).")
     @click.option("--in", "sources", metavar="NAME=PATH", multiple=True, help="Read an input from elsewhere (repeatable; needs --out).")
     @click.option("--out", type=click.Path(path_type=Path), help="Write all outputs into this folder instead of the tracked places.")
     @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:i.")
-    def command(settings: tuple[str, ...], params: Path, sources: tuple[str, ...], out: Path | None, device: str) -> None:
-        if out is None and (settings or sources or params != PARAMS):
-            raise InputError("--set, --in and another --params need --out FOLDER, so that a run by hand never overwrites a tracked artifact")
-        values = with_settings(read_section(params, name), settings)
+    def command(settings: tuple[str, ...], params: Path, section: str, sources: tuple[str, ...], out: Path | None, device: str) -> None:
+        if out is None and (settings or sources or params != PARAMS or section != name):
+            raise InputError("--set, --in, --section and another --params need --out FOLDER, so that a run by hand never overwrites a tracked artifact")
+        values = with_settings(read_section(params, section), settings)
         inputs, outputs = files_of(name, sources, out)
-        job = Job(name, config.parse(values, name), inputs, outputs, pick_device(device))
+        job = Job(name, config.parse(values, section), inputs, outputs, pick_device(device))
         for path in outputs.values():
             check_writable(path.parent)
         run(job)
@@ -181,15 +182,22 @@ def check_writable(folder: Path) -> None:
         raise InputError(f"cannot write to {folder}: {error.strerror}; make it writable, free space, or choose another --out") from None
 
 
+def warn(name: str, message: str | None) -> None:
+    """A warning on standard error, one line; None says nothing."""
+    if message:
+        print(f"{name}: warning: {message}", file=sys.stderr)
+
+
 def _command_with_parameters(name: str, config: type[Section]) -> type[click.Command]:
     class Command(click.Command):
         """`--help` ends with the stage's parameters and their values."""
 
         def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
             path = ctx.params.get("params") or PARAMS
-            values = read_section(path, name)
+            section = ctx.params.get("section") or name
+            values = read_section(path, section)
             formatter.write_paragraph()
-            with formatter.section(f"Parameters (section {name} of {path})"):
+            with formatter.section(f"Parameters (section {section} of {path})"):
                 formatter.write_dl(parameter_rows(config, values))
 
     return Command

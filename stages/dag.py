@@ -1,11 +1,12 @@
-"""Write the lists of dvc.yaml: the modules and the parameters that each stage uses.
+"""Write the lists of dvc.yaml, and of the recipes': the modules and the parameters that each stage uses.
 
     python -m stages.dag           writes them
     python -m stages.dag --check   only says whether they are right (exit code 2 if not)
 
 A stage depends on every module that it imports, transitively, and on the chosen module of every
 kind of choice that these build by name (`ldm/networks/${train_diffusion.network}.py`). What any
-choice of a kind imports counts for all of them, so the lists hold whatever is chosen.
+choice of a kind imports counts for all of them, so the lists hold whatever is chosen. A stage over
+a matrix depends on the modules that any section of its params.yaml chooses.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ldm import choices
 from ldm.artifacts import write_atomic
 from ldm.config import Section, choice_fields
 from ldm.errors import InputError
-from stages.cli import DAG, run_command
+from stages.cli import DAG, PARAMS, read_yaml, run_command
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -35,20 +36,37 @@ def stage_config(name: str) -> type[Section]:
     return import_module(f"stages.{name}").Config
 
 
-def owners(stages: list[str]) -> dict[str, str]:
-    """Kind of choice → the parameter that makes it, such as networks → train_diffusion.network."""
-    return {kind: f"{name}.{word}" for name in stages for word, kind in choice_fields(stage_config(name)).items()}
+def owners(stages: list[str]) -> dict[str, list[str]]:
+    """Kind of choice → the parameter that makes it, such as networks → ${train_diffusion.network}."""
+    return {kind: [f"${{{name}.{word}}}"] for name in stages for word, kind in choice_fields(stage_config(name)).items()}
 
 
-def code_of(name: str, owner: dict[str, str]) -> list[str]:
-    """The files a stage depends on, sorted, with templates for chosen ones."""
+def mentioned(config: type[Section], params: Any) -> dict[str, list[str]]:
+    """Kind of choice → the names that any section of a parameter file chooses, for a stage over a matrix."""
+    words = {word: kind for section in [config, *_sections_in(config)] for word, kind in choice_fields(section).items()}
+    names: dict[str, set[str]] = {kind: set() for kind in words.values()}
+    waiting = [params]
+    while waiting:
+        for key, value in waiting.pop().items():
+            if isinstance(value, dict):
+                waiting.append(value)
+            elif key in words:
+                names[words[key]].add(value)
+    return {kind: sorted(chosen) for kind, chosen in names.items()}
+
+
+def _sections_in(config: type[Section]) -> list[type[Section]]:
+    return [f.annotation for f in config.model_fields.values() if isinstance(f.annotation, type) and issubclass(f.annotation, Section)]
+
+
+def code_of(name: str, names: dict[str, list[str]]) -> list[str]:
+    """The files a stage depends on, sorted, given the names (or templates of them) chosen of each kind."""
     files, kinds = closure(ROOT / "stages" / f"{name}.py")
     plain = {str(f.relative_to(ROOT)) for f in files if f.parent.parent != ROOT / "ldm"}
     chosen = set()
     for kind in kinds:
-        chosen.add(f"ldm/{kind}/${{{owner[kind]}}}.py")
-        if any((ROOT / "ldm" / kind).glob("*_model.py")):
-            chosen.add(f"ldm/{kind}/${{{owner[kind]}}}_model.py")
+        has_models = any((ROOT / "ldm" / kind).glob("*_model.py"))
+        chosen |= {f"ldm/{kind}/{chosen}{end}.py" for chosen in names[kind] for end in ("", "_model")[: 1 + has_models]}
     return sorted(plain) + sorted(chosen)
 
 
@@ -114,8 +132,9 @@ def files_of_module(name: str) -> list[Path]:
     return [p for p in [*packages, ROOT.joinpath(*parts).with_suffix(".py")] if p.is_file()]
 
 
-def rewritten(text: str) -> str:
-    """dvc.yaml with its lists as they should be; everything else stays."""
+def rewritten(file: Path, text: str) -> str:
+    """The text of a dvc.yaml with its lists as they should be; everything else stays."""
+    up = "../" * len(file.resolve().parent.relative_to(ROOT).parts)
     round_trip = YAML()  # keeps comments; builds plain data only, whatever tags say
     round_trip.width = 200
     round_trip.indent(mapping=2, sequence=4, offset=2)
@@ -123,8 +142,12 @@ def rewritten(text: str) -> str:
     stages = list(dag["stages"])
     for name, entry in dag["stages"].items():
         data = [d for d in entry["deps"] if not d.endswith(".py")]
-        entry["deps"] = data + code_of(name, owners(stages))
-        entry["params"] = params_of(name)
+        if "matrix" in entry:
+            names = mentioned(stage_config(name), read_yaml(file.with_name(PARAMS.name)))
+        else:
+            names = owners(stages)
+            entry["params"] = params_of(name)
+        entry["deps"] = data + [up + path for path in code_of(name, names)]
     out = io.StringIO()
     round_trip.dump(dag, out)
     return out.getvalue()
@@ -133,16 +156,17 @@ def rewritten(text: str) -> str:
 @click.command(help=__doc__)
 @click.option("--check", is_flag=True, help="Change nothing; fail when a list is wrong.")
 def command(check: bool) -> None:
-    text = DAG.read_text("utf-8")
-    wanted = rewritten(text)
-    if wanted == text:
-        print(f"{DAG} is up to date")
-    elif check:
-        wrong = sorted({line.strip() for line in set(text.splitlines()) ^ set(wanted.splitlines())})
-        raise InputError(f"{DAG} is out of date, for example in {wrong[0]!r}; run python -m stages.dag")
-    else:
-        write_atomic(DAG, wanted.encode())
-        print(f"{DAG} written")
+    for file in [ROOT / DAG, *sorted(ROOT.glob("recipes/*/dvc.yaml"))]:
+        shown, text = file.relative_to(ROOT), file.read_text("utf-8")
+        wanted = rewritten(file, text)
+        if wanted == text:
+            print(f"{shown} is up to date")
+        elif check:
+            wrong = sorted({line.strip() for line in set(text.splitlines()) ^ set(wanted.splitlines())})
+            raise InputError(f"{shown} is out of date, for example in {wrong[0]!r}; run python -m stages.dag")
+        else:
+            write_atomic(file, wanted.encode())
+            print(f"{shown} written")
 
 
 if __name__ == "__main__":
