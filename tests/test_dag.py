@@ -24,21 +24,24 @@ def test_stage_is_module_is_section():
     assert all(entry["cmd"] == f"python -m stages.{name}" for name, entry in STAGES.items())
 
 
-def test_lists_are_up_to_date():
-    text = (ROOT / "dvc.yaml").read_text()
-    assert dag.rewritten(text) == text
+FILE = ROOT / "dvc.yaml"
+
+
+@pytest.mark.parametrize("file", [FILE, *sorted(ROOT.glob("recipes/*/dvc.yaml"))], ids=lambda file: file.parent.name)
+def test_lists_are_up_to_date(file):
+    assert dag.rewritten(file, file.read_text()) == file.read_text()
 
 
 @pytest.mark.parametrize("change", ["      - ldm/training.py\n", "      - train_diffusion.target\n"])
 def test_a_missing_entry_is_noticed(change):
-    text = (ROOT / "dvc.yaml").read_text()
+    text = FILE.read_text()
     assert change in text
-    assert dag.rewritten(text.replace(change, "", 1)) == text
+    assert dag.rewritten(FILE, text.replace(change, "", 1)) == text
 
 
 def test_a_superfluous_entry_is_noticed():
-    text = (ROOT / "dvc.yaml").read_text()
-    assert dag.rewritten(text.replace("      - ldm/sampling.py\n", "      - ldm/sampling.py\n      - ldm/frechet.py\n", 1)) == text
+    text = FILE.read_text()
+    assert dag.rewritten(FILE, text.replace("      - ldm/sampling.py\n", "      - ldm/sampling.py\n      - ldm/frechet.py\n", 1)) == text
 
 
 def code(name: str) -> set[str]:
@@ -60,7 +63,8 @@ def test_an_edit_reruns_what_it_can_affect_and_nothing_else():
 def test_every_module_of_ldm_is_used_or_public():
     listed = {d for name in ORDER for d in code(name)}
     plain = {str(f.relative_to(ROOT)) for f in (ROOT / "ldm").glob("*.py")}
-    assert plain - listed == {"ldm/pipeline.py"}
+    toys = {d.removeprefix("../../") for d in read_yaml(ROOT / "recipes/toys/dvc.yaml")["stages"]["toy"]["deps"]}
+    assert plain - listed - toys == {"ldm/pipeline.py", "ldm/likelihood.py"}
 
 
 @pytest.mark.parametrize("name", ORDER)
@@ -73,7 +77,7 @@ def test_loaded_modules_are_the_listed_ones(name):
     assert loaded <= code(name)
 
 
-@pytest.mark.parametrize("kind", ["autoencoders", "networks", "samplers", "schedules", "spacings", "targets", "times", "weightings"])
+@pytest.mark.parametrize("kind", ["autoencoders", "losses", "networks", "samplers", "schedules", "spacings", "targets", "times", "toys", "weightings"])
 def test_a_choice_imports_without_torch(kind):
     names = choices.known(kind)
     assert names
@@ -89,9 +93,42 @@ def test_all_of_params_is_valid(monkeypatch):
 def test_params_name_every_choice():
     """One word in params.yaml switches: the options of all choices are there."""
     sections = read_yaml(ROOT / "params.yaml")
-    for kind, owner in dag.owners(ORDER).items():
-        section = owner.split(".")[0]
+    for kind, (owner,) in dag.owners(ORDER).items():
+        section = owner.strip("${}").split(".")[0]
         assert sorted(sections[section][kind]) == choices.known(kind)
+
+
+def test_a_matrix_depends_on_every_choice_that_a_section_makes():
+    names = dag.mentioned(dag.stage_config("toy"), read_yaml(ROOT / "recipes/toys/params.yaml"))
+    assert names["schedules"] == ["edm", "linear", "vp"]
+    assert names["targets"] == ["edm", "eps", "score"]
+    assert names["toys"] == choices.known("toys")
+
+
+class TestCommittedToys:
+    """The lock of the toys, and their metrics and figures in git, belong to the code and the parameters in git."""
+
+    folder = ROOT / "recipes/toys"
+    lock = read_yaml(ROOT / "recipes/toys/dvc.lock")["stages"] if (ROOT / "recipes/toys/dvc.lock").exists() else {}
+
+    def test_every_toy_is_locked_with_its_code_and_parameters(self):
+        entry, sections = read_yaml(self.folder / "dvc.yaml")["stages"]["toy"], read_yaml(self.folder / "params.yaml")
+        toys = entry["matrix"]["toy"]
+        assert set(self.lock) == {f"toy@{name}" for name in toys}
+        for name in toys:
+            locked = self.lock[f"toy@{name}"]
+            assert [d["path"] for d in locked["deps"]] == sorted(entry["deps"])
+            for dep in locked["deps"]:
+                assert hashlib.md5((self.folder / dep["path"]).read_bytes()).hexdigest() == dep["md5"], f"{dep['path']} has changed since the committed run"
+            assert locked["params"]["params.yaml"][name] == sections[name]
+
+    def test_committed_outputs_are_those_of_the_run(self):
+        tracked = subprocess.run(["git", "ls-files", "artifacts"], cwd=self.folder, capture_output=True, text=True, check=True).stdout.split()
+        md5 = {out["path"]: out["md5"] for entry in self.lock.values() for out in entry["outs"]}
+        listed = [path for path in tracked if not path.endswith(".gitignore")]
+        assert len(listed) == 7 * len(self.lock)
+        for path in listed:
+            assert hashlib.md5((self.folder / path).read_bytes()).hexdigest() == md5[path], path
 
 
 class TestCommittedRun:
