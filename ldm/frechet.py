@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -11,32 +13,54 @@ from numpy.typing import NDArray
 from ldm.errors import InputError
 
 Array = NDArray[np.float64]
+Features = NDArray[np.floating]
 
 
 class Moments(NamedTuple):
-    """Mean (d,) and unbiased covariance (d, d) of n features."""
+    """Mean (d,) and scatter Σ (x − mean)(x − mean)ᵀ (d, d) of n features."""
 
     mean: Array
-    covariance: Array
+    scatter: Array
     n: int
 
+    @property
+    def covariance(self) -> Array:
+        """The unbiased estimate, (d, d)."""
+        return self.scatter / (self.n - 1)
 
-def moments(features: NDArray[np.floating], name: str = "features") -> Moments:
-    """Fit a Gaussian to features (n, d).
 
-    Raises: InputError for NaN or infinite features, and for n ≤ d, where the covariance is singular.
+def merge(a: Moments, b: Moments) -> Moments:
+    """The moments of two sets together (Chan, Golub, LeVeque 1983, Eq. 2.1, for vectors)."""
+    n, shift = a.n + b.n, b.mean - a.mean
+    return Moments(a.mean + shift * (b.n / n), a.scatter + b.scatter + np.outer(shift, shift) * (a.n * b.n / n), n)
+
+
+def moments(batches: Features | Iterable[Features], name: str = "features") -> Moments:
+    """Fit a Gaussian to features, (n, d) at once or in batches; no more than a batch is held in float64.
+
+    Raises: InputError for NaN or infinite features, for features that are all equal, and for
+    n ≤ d, where the covariance is singular.
     """
+    if isinstance(batches, np.ndarray):
+        batches = np.array_split(batches, max(len(batches) // 4096, 1))
+    total = reduce(merge, (_of_batch(batch, name) for batch in batches))
+    d = len(total.mean)
+    if total.n <= d:
+        raise InputError(f"{name}: {total.n} samples cannot give the covariance of {d} features; at least {d + 1} are needed")
+    if not total.scatter.any():
+        raise InputError(f"{name}: all {total.n} samples are equal, so that they have no covariance")
+    return total
+
+
+def _of_batch(features: Features, name: str) -> Moments:
     if features.ndim != 2:
         raise InputError(f"{name}: an array of shape {features.shape} is not (n, d)")
-    n, d = features.shape
-    if n <= d:
-        raise InputError(f"{name}: {n} samples cannot give the covariance of {d} features; at least {d + 1} are needed")
     if not np.isfinite(features).all():
         raise InputError(f"{name}: {np.count_nonzero(~np.isfinite(features))} of {features.size} values are NaN or infinite")
     x = features.astype(np.float64)
     mean = x.mean(0)
     x -= mean
-    return Moments(mean, x.T @ x / (n - 1), n)
+    return Moments(mean, x.T @ x, len(x))
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
@@ -54,3 +78,25 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     difference = a.mean - b.mean
     distance = difference @ difference + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross
     return float(max(distance, 0.0))  # the roots of tiny eigenvalues can leave −1e-6 between equal sets
+
+
+def bootstrap_spread(features: Features, reference: Moments, resamples: int, rng: np.random.Generator) -> float:
+    """Standard deviation of the distance over resamples of the features (n, d) with replacement.
+
+    Only the spread: a resample repeats samples, which biases its distance.
+    """
+    n = len(features)
+    return float(np.std([frechet_distance(moments(features[rng.integers(n, size=n)]), reference) for _ in range(resamples)], ddof=1))
+
+
+def frechet_at_infinity(features: Features, reference: Moments, points: int, rng: np.random.Generator) -> float:
+    """The distance extrapolated to infinitely many samples, by a line in 1 / n (Chong & Forsyth 2020, arXiv:1911.07023).
+
+    features: (n, d), of which random subsets from n / 2 (at least 2 d) to n are scored.
+    """
+    n, d = features.shape
+    if n <= 2 * d:
+        raise InputError(f"{n} samples of {d} features are too few to extrapolate; at least {2 * d + 1} are needed")
+    sizes = np.linspace(max(n // 2, 2 * d), n, points).astype(int)
+    distances = [frechet_distance(moments(features[rng.permutation(n)[:size]]), reference) for size in sizes]
+    return float(np.polyfit(1 / sizes, distances, 1)[1])

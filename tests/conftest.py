@@ -32,6 +32,9 @@ SMALL = {
     "sample.n": 300,
     "sample.steps": 6,
     "evaluate.n": 300,
+    "evaluate.resamples": 3,
+    "evaluate.kid_subsets": 3,
+    "memorisation.n": 300,
 }
 
 

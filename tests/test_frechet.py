@@ -7,7 +7,7 @@ import torch
 from torchmetrics.image.fid import _compute_fid
 
 from ldm.errors import InputError
-from ldm.frechet import Moments, frechet_distance, moments
+from ldm.frechet import Moments, bootstrap_spread, frechet_at_infinity, frechet_distance, moments
 
 
 @pytest.fixture
@@ -32,8 +32,8 @@ def test_commuting_gaussians():
     rng = np.random.default_rng(1)
     basis = np.linalg.qr(rng.normal(size=(8, 8)))[0]
     s, t = rng.uniform(0.1, 3, size=(2, 8))
-    a = Moments(np.zeros(8), basis @ np.diag(s**2) @ basis.T, 100)
-    b = Moments(np.full(8, 0.5), basis @ np.diag(t**2) @ basis.T, 100)
+    a = Moments(np.zeros(8), 99 * basis @ np.diag(s**2) @ basis.T, 100)
+    b = Moments(np.full(8, 0.5), 99 * basis @ np.diag(t**2) @ basis.T, 100)
     assert frechet_distance(a, b) == pytest.approx(8 * 0.25 + ((s - t) ** 2).sum(), rel=1e-10)
 
 
@@ -77,3 +77,42 @@ def test_bad_features_are_refused(bad, words):
 def test_mismatched_widths_are_refused(features):
     with pytest.raises(InputError, match="widths 40 and 39"):
         frechet_distance(moments(features[0]), moments(features[1][:, 1:]))
+
+
+def test_moments_in_batches_are_those_of_the_whole(features):
+    """Chan's merge: any split gives the same moments, to rounding, even far from 0."""
+    x = features[0] + 1e4
+    whole = np.cov(x, rowvar=False)
+    for sizes in ([500], [1, 499], [100] * 5, [7, 200, 293]):
+        parts = np.split(x, np.cumsum(sizes)[:-1])
+        fitted = moments(iter(parts))
+        assert fitted.n == 500
+        np.testing.assert_allclose(fitted.mean, x.mean(0), rtol=1e-12)
+        np.testing.assert_allclose(fitted.covariance, whole, rtol=1e-7, atol=1e-7)
+
+
+def test_equal_features_are_refused():
+    with pytest.raises(InputError, match="all 100 samples are equal"):
+        moments(np.ones((100, 4)))
+
+
+def test_bootstrap_spread_is_that_of_fresh_samples():
+    """Of the distance between N(0.5, I) and N(0, I) in 3 dimensions: over resamples as over fresh sets."""
+    rng = np.random.default_rng(0)
+    reference = moments(rng.normal(size=(20_000, 3)))
+    fresh = np.std([frechet_distance(moments(rng.normal(0.5, size=(400, 3))), reference) for _ in range(300)])
+    found = [bootstrap_spread(rng.normal(0.5, size=(400, 3)), reference, 100, rng) for _ in range(5)]
+    assert np.mean(found) == pytest.approx(fresh, rel=0.2)
+
+
+def test_extrapolation_removes_the_bias_of_few_samples():
+    """Equal distributions: the distance at n is far above 0, that at infinity is not."""
+    rng = np.random.default_rng(0)
+    reference = moments(rng.normal(size=(200_000, 20)))
+    draws = [rng.normal(size=(400, 20)) for _ in range(20)]
+    at_n = np.mean([frechet_distance(moments(x), reference) for x in draws])
+    beyond = np.mean([frechet_at_infinity(x, reference, 10, rng) for x in draws])
+    assert at_n > 0.3
+    assert abs(beyond) < at_n / 5
+    with pytest.raises(InputError, match="at least 41 are needed"):
+        frechet_at_infinity(draws[0][:40], reference, 10, rng)

@@ -1,0 +1,76 @@
+"""Repeat the training of the diffusion model, or the sampling alone, over seeds, and report mean and deviation.
+
+    python -m stages.repeat --seeds 1,2,3 --out tmp/seeds             train, sample, decode and evaluate, for each seed
+    python -m stages.repeat --from sample --seeds 1,2,3 --out tmp/s   sample the trained model anew
+
+Each seed has its folder under --out; a seed whose row is there is not run again. What is the same for all seeds is
+read from the tracked artifacts.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+from ldm.artifacts import write_atomic
+from ldm.errors import InputError
+from stages.cli import DAG, check_writable, read_yaml, run_command
+
+CHAIN = ["train_diffusion", "sample", "decode", "evaluate"]
+
+
+def run_seed(seed: int, first: str, out: Path) -> None:
+    """The stages from `first` on, each reading what the one before wrote into the same folder. Raises: InputError where one fails."""
+    dag = read_yaml(DAG)["stages"]
+    made: dict[str, Path] = {}
+    for name in CHAIN[CHAIN.index(first) :]:
+        inputs = [Path(d).stem for d in dag[name]["deps"] if not d.endswith(".py")]
+        sources = [arg for kind in inputs if kind in made for arg in ("--in", f"{kind}={made[kind]}")]
+        settings = ["--set", f"seed={seed}"] if name == first else []
+        done = subprocess.run([sys.executable, "-m", f"stages.{name}", *settings, *sources, "--out", str(out)])
+        if done.returncode:
+            raise InputError(f"seed {seed}: {name} failed (exit code {done.returncode}); its message is above")
+        made |= {path.stem: path for path in out.glob("*.safetensors")}
+
+
+def summary(rows: dict[int, dict[str, float]]) -> dict[str, object]:
+    """Mean, deviation and single values of every measure; the deviation is that of one seed (n − 1)."""
+    keys = [key for key, value in next(iter(rows.values())).items() if isinstance(value, float)]
+    values = {key: [row[key] for row in rows.values()] for key in keys}
+    measures = {key: {"mean": statistics.mean(v), "std": statistics.stdev(v), "values": v} for key, v in values.items()}
+    return {"seeds": list(rows), **{key: next(iter(rows.values()))[key] for key in ("data", "n")}, **measures}
+
+
+@click.command(help=__doc__)
+@click.option("--from", "first", type=click.Choice(CHAIN[:2]), default=CHAIN[0], show_default=True, help="The stage that takes the seed.")
+@click.option("--seeds", default="0,1,2", show_default=True, help="Two or more, with commas.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the runs and of summary.json.")
+def command(first: str, seeds: str, out: Path) -> None:
+    try:
+        numbers = [int(s) for s in seeds.split(",")]
+    except ValueError:
+        raise InputError(f"--seeds {seeds}: whole numbers with commas are wanted, such as 0,1,2") from None
+    if len(set(numbers)) < max(len(numbers), 2):
+        raise InputError(f"--seeds {seeds}: at least two different seeds are wanted")
+    check_writable(out)
+    rows = {}
+    for seed in numbers:
+        folder = out / f"{first}-{seed}"
+        if not (folder / "diffusion.json").exists():
+            run_seed(seed, first, folder)
+        rows[seed] = json.loads((folder / "diffusion.json").read_text("utf-8"))
+    found = summary(rows)
+    write_atomic(out / "summary.json", json.dumps(found, indent=1).encode())
+    print(f"{found['data']}, n = {found['n']}, seeds {seeds} of {first}")
+    for key, value in found.items():
+        if isinstance(value, dict):
+            print(f"{key:>22} {value['mean']:.4g} ± {value['std']:.2g}")
+
+
+if __name__ == "__main__":
+    run_command(command, "repeat")
