@@ -9,11 +9,23 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, change
 
-from stages import decode, encode_latents, evaluate, params, prepare_data, sample, train_classifier, train_diffusion, train_vae
+from stages import (
+    decode,
+    encode_latents,
+    evaluate,
+    memorisation,
+    params,
+    prepare_data,
+    repeat,
+    sample,
+    show_schedule,
+    train_classifier,
+    train_diffusion,
+    train_vae,
+)
 
-MAINS = {
-    m.__name__.removeprefix("stages."): m.main for m in (decode, encode_latents, evaluate, prepare_data, sample, train_classifier, train_diffusion, train_vae)
-}
+MODULES = (decode, encode_latents, evaluate, memorisation, prepare_data, sample, train_classifier, train_diffusion, train_vae)
+MAINS = {m.__name__.removeprefix("stages."): m.main for m in MODULES}
 
 
 @pytest.fixture
@@ -191,6 +203,16 @@ def test_a_corrupt_data_file(refused, folder):
     ("settings", "words"),
     [
         ({"train_diffusion.target": "eps"}, "cannot be inverted"),
+        ({"train_diffusion.target": "score"}, "cannot be inverted"),
+        (
+            {"train_diffusion.target": "eps", "train_diffusion.schedule": "linear", "train_diffusion.schedules.linear.zero_terminal_snr": True},
+            "target 'eps' cannot be inverted at alpha = 0, where the schedule 'linear' starts",
+        ),
+        ({"train_diffusion.loss": "l1", "train_diffusion.weighting": "snr"}, "weighting 'snr' is derived for the squared error"),
+        ({"train_diffusion.guide_step": 525}, "guide_step 525 must be a multiple of record_every 50"),
+        ({"sample.guidance.weight": 0.5}, "sample.guidance.weight: 0.5 will not do"),
+        ({"train_diffusion.schedules.edm.sigma_max": 0.001}, "sigma_min 0.002 must be below sigma_max 0.001"),
+        ({"sample.steps": 0}, "sample.steps: 0 will not do"),
         ({"train_diffusion.schedules.cosine.s": 2.0}, "schedules.cosine.s: 2.0 will not do"),
         (
             {"train_diffusion.schedule": "linear", "sample.spacing": "uniform", "sample.steps": 1001},
@@ -208,3 +230,36 @@ def test_make_repro_checks_all_of_params_first(refused, folder, settings, words)
 def test_an_unknown_section(refused, folder):
     (folder / "params.yaml").write_text((folder / "params.yaml").read_text() + "\ntrain_gan: {}\n")
     assert "the section 'train_gan' is unknown" in refused("params", main=lambda: params.run_command(params.command, "params"))
+
+
+def test_a_schedule_that_ends_with_signal_is_warned_of(folder, monkeypatch, capsys):
+    change(folder / "params.yaml", {"train_diffusion.schedule": "linear", "train_diffusion.schedules.linear": {"steps": 200, **UNSCALED}})
+    monkeypatch.setattr("sys.argv", ["show_schedule"])
+    show_schedule.command.main(standalone_mode=False)
+    shown = capsys.readouterr()
+    assert "terminal SNR 0.15" in shown.out
+    assert shown.err.startswith("show_schedule: warning: the schedule's terminal SNR is 0.15")
+    change(folder / "params.yaml", {"train_diffusion.schedules.linear.scaled": True})
+    show_schedule.command.main(standalone_mode=False)
+    shown = capsys.readouterr()
+    assert "terminal SNR 3." in shown.out
+    assert shown.err == ""
+
+
+UNSCALED = {"zero_terminal_snr": False, "beta_start": 0.0001, "beta_end": 0.02, "scaled": False}
+
+
+def test_a_schedule_without_options(refused):
+    main = lambda: show_schedule.run_command(show_schedule.command, "show_schedule")  # noqa: E731
+    assert "schedules.nosuch: no options are given; known here are flow" in refused("show_schedule", "--schedule", "nosuch", main=main)
+
+
+@pytest.mark.parametrize(("seeds", "words"), [("1", "at least two different"), ("1,1", "at least two different"), ("a,b", "whole numbers with commas")])
+def test_bad_seeds(refused, seeds, words):
+    main = lambda: repeat.run_command(repeat.command, "repeat")  # noqa: E731
+    assert words in refused("repeat", "--seeds", seeds, "--out", "out", main=main)
+
+
+def test_another_section_needs_a_folder(refused):
+    assert "need --out FOLDER" in refused("sample", "--section", "train_vae")
+    assert "the section 'nosuch' is missing" in refused("sample", "--section", "nosuch", "--out", "out")

@@ -67,8 +67,8 @@ def test_a_parameter_reruns_what_it_can_affect(copy, settings, rerun):
     [
         ("ldm/samplers/ddim.py", []),
         ("ldm/sampling.py", ["sample"]),
-        ("ldm/pictures.py", ["decode"]),
-        ("ldm/pixels.py", ["train_classifier", "train_vae", "encode_latents", "decode", "evaluate"]),
+        ("ldm/pictures.py", ["decode", "memorisation"]),
+        ("ldm/pixels.py", ["train_classifier", "train_vae", "encode_latents", "decode", "evaluate", "memorisation"]),
         ("ldm/frechet.py", ["evaluate"]),
         ("ldm/__pycache__/x.py", []),
         ("stages/params.py", []),
@@ -265,3 +265,23 @@ class TestData:
         other = self.prepare(monkeypatch, tmp_path, "--set", "seed=1")
         assert not torch.equal(other["validation_labels"], images["validation_labels"])
         assert other.sha256 != images.sha256
+
+
+def test_repeating_the_sampling_over_seeds(project, tmp_path):
+    done = run_in(project, sys.executable, "-m", "stages.repeat", "--from", "sample", "--seeds", "1,2", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads((tmp_path / f"sample-{seed}" / "diffusion.json").read_text()) for seed in (1, 2)]
+    assert rows[0]["fid"] != rows[1]["fid"]
+    found = json.loads((tmp_path / "summary.json").read_text())
+    assert (found["seeds"], found["n"]) == ([1, 2], 300)
+    assert found["fid"]["mean"] == pytest.approx((rows[0]["fid"] + rows[1]["fid"]) / 2)
+    assert found["fid"]["std"] == pytest.approx(abs(rows[0]["fid"] - rows[1]["fid"]) / np.sqrt(2))
+    assert f"{found['fid']['mean']:.4g} ±" in done.stdout
+
+
+def test_the_report(project):
+    table = (project / "artifacts/report/table.md").read_text().splitlines()
+    assert [line.split(" | ")[0].strip("| ") for line in table] == ["images", "---", *ROWS]
+    found = json.loads((project / "artifacts/report/memorisation.json").read_text())
+    assert 0 <= found["near_in_pixels"] <= 1
+    assert Image.open(project / "artifacts/report/closest_pairs.png").size == (2 * (12 * 30 + 2), 2 * (4 * 30 + 2))
