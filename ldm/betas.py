@@ -35,7 +35,7 @@ class BetaOptions(ChainOptions):
     @model_validator(mode="after")
     def _betas_are_below_one(self) -> BetaOptions:
         largest = max(self.beta_start, self.beta_end) * self.factor
-        if largest >= 1:
+        if largest > 1 or (largest == 1 and not self.zero_terminal_snr):
             raise InputError(f"with steps {self.steps} the largest scaled beta is {largest:.3g}, but it must be below 1; use more steps")
         return self
 

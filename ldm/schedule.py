@@ -129,7 +129,8 @@ def variance_preserving(betas: Tensor, *, zero_terminal_snr: bool) -> Chain:
     shifted to end at 0 and scaled to keep its first value: Lin et al. 2024, arXiv:2305.08891, Alg. 1.
     Raises: InputError for a β outside (0, 1), which only the last of a chain without terminal signal may reach.
     """
-    worst = betas[(betas - 0.5).abs().argmax()].item()
+    inner = betas[:-1] if zero_terminal_snr and betas[-1] == 1 else betas
+    worst = inner[(inner - 0.5).abs().argmax()].item()
     if not 0 < worst < 1:
         raise InputError(f"a chain of {len(betas)} steps would have the beta {worst:.3g}, but it must lie in (0, 1); use more steps, or smaller betas")
     alphas = (1 - betas.double()).cumprod(0).sqrt()  # (T,)

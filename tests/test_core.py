@@ -103,6 +103,17 @@ def test_zero_terminal_snr(name):
             Denoiser(Constant(torch.zeros(1)), after, choices.build("targets", word, {}))
 
 
+def test_beta_one_is_for_zero_terminal_snr_alone():
+    """T = 20 scales the last β of the linear schedule to 1: no signal is left, which only the option allows."""
+    with pytest.raises(InputError, match="the largest scaled beta is 1, but"):
+        choices.build("schedules", "linear", BETAS | {"steps": 20})
+    chain = choices.build("schedules", "linear", BETAS | {"steps": 20, "zero_terminal_snr": True})
+    assert chain.terminal_snr() == 0
+    assert chain.alphas[-2] > 0
+    with pytest.raises(InputError, match="the largest scaled beta is 2"):
+        choices.build("schedules", "linear", BETAS | {"steps": 10, "zero_terminal_snr": True})
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_terminal_snr_and_the_start(name):
     chosen = schedule(name)
