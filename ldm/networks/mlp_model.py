@@ -32,21 +32,30 @@ class MLP(nn.Module):
         angles = t[:, None] * self.frequencies
         h = torch.cat([x.flatten(1), angles.cos(), angles.sin()], 1)
         expert = ((t * self.experts - 0.01).ceil().long() - 1).clamp(0, self.experts - 1)  # i / T belongs to expert i
+        slot = position_in_group(expert, self.experts)
+        rows = h.new_zeros(self.experts, int(slot.max()) + 1, h.shape[1]).index_put((expert, slot), h)  # (experts, rows, in)
         for layer in self.layers[:-1]:
-            h = F.silu(layer(h, expert))
-        return self.layers[-1](h, expert).view_as(x)
+            rows = F.silu(layer(rows))
+        return self.layers[-1](rows)[expert, slot].view_as(x)
+
+
+def position_in_group(group: Tensor, count: int) -> Tensor:
+    """How many of the same group come before each element: (B,) in [0, count) → (B,)."""
+    order = group.argsort(stable=True)
+    sizes = torch.bincount(group, minlength=count)
+    position = torch.empty_like(group)
+    position[order] = torch.arange(len(group), device=group.device) - (sizes.cumsum(0) - sizes)[group[order]]
+    return position
 
 
 class Experts(nn.Module):
-    """Linear layers side by side; each row of the input goes through the one that it names: (B, in), (B,) → (B, out)."""
+    """Linear layers side by side, each for its own rows: (count, rows, in) → (count, rows, out)."""
 
     def __init__(self, count: int, size_in: int, size_out: int) -> None:
         super().__init__()
         bound = math.sqrt(6 / size_in)  # He et al. 2015, arXiv:1502.01852, Eq. 10: nn.Linear's own keeps a small network linear
-        self.weight = nn.Parameter(torch.empty(count, size_out, size_in).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(count, size_out).uniform_(-bound, bound))
+        self.weight = nn.Parameter(torch.empty(count, size_in, size_out).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(count, 1, size_out).uniform_(-bound, bound))
 
-    def forward(self, x: Tensor, expert: Tensor) -> Tensor:
-        if len(self.weight) == 1:
-            return F.linear(x, self.weight[0], self.bias[0])
-        return torch.einsum("boi,bi->bo", self.weight[expert], x) + self.bias[expert]
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias, x, self.weight)
