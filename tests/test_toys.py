@@ -27,7 +27,7 @@ BOUNDS = {
     "four_gaussians": {
         "sliced_wasserstein": 0.1,
         "energy_distance": 0.01,
-        "mode_std_ratio": (0.7, 3.0),
+        "mode_std_ratio": (0.7, 2.0),
         "smallest_share": (0.85, 1.0),
         "largest_share": (1.0, 1.15),
     },
@@ -159,7 +159,7 @@ BROKEN = {
     "product for a sum": lambda x, d, s, n, z: (ancestral(x, d, s, n, 0 * z)) * (1 + ((n / s) ** 2 * (s**2 - n**2)).sqrt() * z),
     "no noise": lambda x, d, s, n, z: ancestral(x, d, s, n, 0 * z),
     "twice the noise": lambda x, d, s, n, z: ancestral(x, d, s, n, 2 * z),
-    "noise of the wrong level": lambda x, d, s, n, z: ancestral(x, d, s, n, z) + (0.2 * s * z if n > 0 else 0 * z),
+    "more noise than the step removes": lambda x, d, s, n, z: ancestral(x, d, s, n, z) + (0.5 * s * z if n > 0 else 0 * z),
     "the score's sign": lambda x, d, s, n, z: ancestral(x, 2 * x - d, s, n, z),
 }
 
