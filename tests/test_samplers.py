@@ -221,14 +221,9 @@ def test_bias_of_the_variance_vanishes_at_the_samplers_rate(name, order):
     biases = []
     for steps in (80, 160, 320):
         sigmas = torch.logspace(math.log10(3), math.log10(0.3), steps + 1, dtype=torch.float64)
-        variance = response(name, sigmas)[1] if name != "dpmpp_2m_sde" else response_of_sde(sigmas)
-        biases.append(variance - (STD**2 + 0.3**2))
+        biases.append(response(name, sigmas)[1] - (STD**2 + 0.3**2))
     for coarse, fine in pairwise(biases):
         assert math.log2(coarse / fine) == pytest.approx(order, abs=0.15)
-
-
-def response_of_sde(sigmas: torch.Tensor) -> float:
-    return response("dpmpp_2m_sde", sigmas)[1]
 
 
 def test_twenty_ancestral_steps_leave_a_unit_gaussian_too_narrow():
