@@ -7,12 +7,17 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, change
+from PIL import Image
 
+from ldm import artifacts
 from stages import (
     decode,
     encode_latents,
     evaluate,
+    extract_features,
+    idx_files,
     memorisation,
     params,
     prepare_data,
@@ -21,10 +26,12 @@ from stages import (
     show_schedule,
     train_classifier,
     train_diffusion,
+    train_second_classifier,
     train_vae,
 )
 
-MODULES = (decode, encode_latents, evaluate, memorisation, prepare_data, sample, train_classifier, train_diffusion, train_vae)
+MODULES = (prepare_data, train_classifier, train_second_classifier, extract_features, train_vae, encode_latents, train_diffusion)
+MODULES += (sample, decode, evaluate, memorisation)
 MAINS = {m.__name__.removeprefix("stages."): m.main for m in MODULES}
 
 
@@ -193,10 +200,60 @@ def test_a_missing_data_file(refused, folder):
 
 def test_a_corrupt_data_file(refused, folder):
     raw = raw_folder(folder)
-    for name in prepare_data.MD5:
+    for name in idx_files.MD5["MNIST"]:
         (raw / name).write_bytes(gzip.compress(b""))
     error = refused("prepare_data", "--set", "root=root", "--out", "out")
     assert "train-images-idx3-ubyte is corrupt (MD5" in error
+
+
+def picture(path: Path, size: tuple[int, int] = (8, 12), mode: str = "L") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size).save(path)
+
+
+def two_classes(folder: Path) -> Path:
+    for i in range(6):
+        picture(folder / "images/a" / f"{i}.png")
+        picture(folder / "images/b" / f"{i}.png")
+    return folder / "images"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda root: picture(root / "b/9.png", (8, 8)), "images/b/9.png is 8 × 8 in grey, but images/a/0.png is 12 × 8 in grey"),
+        (lambda root: picture(root / "b/9.png", mode="RGB"), "images/b/9.png is 12 × 8 in colour"),
+        (lambda root: picture(root / "b/9.png", mode="RGBA"), "images/b/9.png has the mode RGBA; grey (L) or colour (RGB)"),
+        (lambda root: (root / "b/9.png").write_bytes((root / "b/0.png").read_bytes()[:40]), "images/b/9.png is not a readable image"),
+        (lambda root: (root / "c").mkdir(), "images/c holds no PNG image"),
+        (lambda root: shutil.rmtree(root / "b"), "images holds 1 sub-folders; one per class is wanted"),
+        (lambda root: shutil.rmtree(root), "images is not a folder"),
+        (lambda root: [(root / f"{c}/{i}.png").unlink() for c in "ab" for i in range(2, 6)], "4 images cannot be split"),
+    ],
+)
+def test_a_bad_folder_of_images(refused, folder, spoil, words):
+    spoil(two_classes(folder))
+    assert words in refused("prepare_data", "--set", "dataset=folder", "--set", "root=images", "--out", "out")
+
+
+def test_a_folder_of_images(folder, monkeypatch):
+    root = two_classes(folder)
+    for i in range(6):
+        Image.new("L", (8, 12), 40 * i).save(root / "b" / f"{i}.png")
+    monkeypatch.setattr("sys.argv", ["prepare_data", "--set", "dataset=folder", "--set", "root=images", "--out", "out"])
+    prepare_data.main()
+    images = artifacts.load(folder / "out/images.safetensors", "images")
+    assert images.config == {"classes": 2, "data": "images", "limit": 0, "seed": 0}
+    assert [len(images[f"{s}_labels"]) for s in ("train", "validation", "test")] == [9, 1, 2]
+    every = {s: torch.cat([images[f"{split}_{s}"] for split in ("train", "validation", "test")]) for s in ("images", "labels")}
+    assert every["images"].shape == (12, 1, 12, 8)
+    assert sorted(every["images"][every["labels"] == 1][:, 0, 0, 0].tolist()) == [0, 40, 80, 120, 160, 200]
+
+
+def test_fashion_mnist_that_is_not_there(refused, folder, monkeypatch):
+    monkeypatch.setattr(idx_files, "download", lambda name, root: False)
+    assert "root does not hold FashionMNIST" in refused("prepare_data", "--set", "dataset=fashion_mnist", "--set", "root=root", "--out", "out")
+    assert "'embedded' has no fashion_mnist" in refused("prepare_data", "--set", "dataset=fashion_mnist", "--set", "source=embedded", "--out", "out")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,63 @@
+"""A folder of images, one sub-folder per class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ldm.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+CHANNELS = {"L": 1, "RGB": 3}  # Pillow's mode → channels
+ENDINGS = {".png"}
+
+
+def read(root: Path) -> tuple[Tensor, Tensor]:
+    """Images (N, C, H, W) and labels (N,), both uint8; the classes are the sub-folders, in the order of their names.
+
+    Raises: InputError for no folder or image, more than 256 classes, a file that is no readable PNG of
+    grey or colour, and images of different sizes or modes.
+    """
+    import numpy as np
+    import torch
+
+    if not root.is_dir():
+        raise InputError(f"{root} is not a folder; prepare_data.root must hold one sub-folder of PNG images per class")
+    classes = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    files = [(path, label) for label, folder in enumerate(classes) for path in sorted(folder.iterdir()) if path.suffix.lower() in ENDINGS]
+    for label, folder in enumerate(classes):
+        if not any(of == label for _, of in files):
+            raise InputError(f"{folder} holds no PNG image; put some there, or remove it")
+    if not 2 <= len(classes) <= 256:
+        raise InputError(f"{root} holds {len(classes)} sub-folders; one per class is wanted, 2 to 256 of them")
+    first = _pixels(files[0][0])
+    images = np.empty((len(files), *first.shape), np.uint8)
+    for i, (path, _) in enumerate(files):
+        pixels = _pixels(path)
+        if pixels.shape != first.shape:
+            raise InputError(f"{path} is {_described(pixels)}, but {files[0][0]} is {_described(first)}; all images must be alike")
+        images[i] = pixels
+    return torch.from_numpy(images), torch.tensor([label for _, label in files], dtype=torch.uint8)
+
+
+def _pixels(path: Path) -> np.ndarray:
+    """uint8, (C, H, W)."""
+    import numpy as np
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path} is not a readable image ({error}); replace or remove it") from None
+    if image.mode not in CHANNELS:
+        raise InputError(f"{path} has the mode {image.mode}; grey (L) or colour (RGB) of 8 bits is wanted")
+    return np.asarray(image).reshape(image.height, image.width, CHANNELS[image.mode]).transpose(2, 0, 1)
+
+
+def _described(pixels: np.ndarray) -> str:
+    channels, height, width = pixels.shape
+    return f"{height} × {width} in {'grey' if channels == 1 else 'colour'}"
