@@ -24,12 +24,26 @@ class Autoencoder(nn.Module):
     """What every `ldm/autoencoders/<name>.py` builds."""
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W) in [0, 1] → the posterior's mean and log-variance, both (B, c, h, w)."""
+        """Images (B, C, H, W) in [0, 1] → the posterior's mean (B, c, h, w) and log-variance, the same or (B, 1, 1, 1)."""
         raise NotImplementedError
 
     def decode(self, z: Tensor) -> Tensor:
         """Latents (B, c, h, w) → logits (B, C, H, W)."""
         raise NotImplementedError
+
+    def images(self, z: Tensor) -> Tensor:
+        """Latents (B, c, h, w) → the mean image in [0, 1], (B, C, H, W)."""
+        return self.decode(z).float().sigmoid()
+
+
+class Pixels(Autoencoder):
+    """None at all: the latents are the images, with a posterior of no spread."""
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x.new_full((len(x), 1, 1, 1), -80.0)
+
+    def images(self, z: Tensor) -> Tensor:
+        return z
 
 
 def from_config(config: Mapping[str, Any], shape: Sequence[int]) -> Autoencoder:
@@ -38,8 +52,10 @@ def from_config(config: Mapping[str, Any], shape: Sequence[int]) -> Autoencoder:
     return choices.build("autoencoders", name, config["autoencoders"][name], tuple(shape))
 
 
-def from_artifact(artifact: Artifact) -> Autoencoder:
-    """The trained autoencoder, in evaluation mode. Raises: InputError where the weights do not fit."""
+def from_artifact(artifact: Artifact | None) -> Autoencoder:
+    """The trained autoencoder, in evaluation mode; `Pixels` for None. Raises: InputError where the weights do not fit."""
+    if artifact is None:
+        return Pixels()
     vae = from_config(artifact.config, artifact.config["shape"])
     artifact.load_into(vae)
     return vae.eval()
@@ -60,11 +76,11 @@ def vae_loss(vae: Autoencoder, x: Tensor, eps: Tensor, kl_weight: float) -> Tens
 @torch.inference_mode()
 def decode_images(vae: Autoencoder, z: Tensor, batch_size: int = 500) -> Tensor:
     """The decoder's mean as uint8 images: z (N, c, h, w) → (N, C, H, W)."""
-    return torch.cat([to_uint8(vae.decode(batch).float().sigmoid()) for batch in z.split(batch_size)])
+    return torch.cat([to_uint8(vae.images(batch)) for batch in z.split(batch_size)])
 
 
 @torch.inference_mode()
 def encode_images(vae: Autoencoder, images: Tensor, batch_size: int = 500) -> tuple[Tensor, Tensor]:
-    """Posterior mean and log-variance of uint8 images: (N, C, H, W) → two of (N, c, h, w)."""
+    """Posterior mean and log-variance of uint8 images: (N, C, H, W) → (N, c, h, w), and the same or (N, 1, 1, 1)."""
     parts = [vae.encode(from_uint8(batch)) for batch in images.split(batch_size)]
     return torch.cat([mean for mean, _ in parts]), torch.cat([log_variance for _, log_variance in parts])

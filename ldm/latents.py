@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def draw(mean: Tensor, log_variance: Tensor, eps: Tensor) -> Tensor:
-    """A draw of the posterior from standard normal noise; all of one shape."""
+    """A draw of the posterior from standard normal noise of the mean's shape."""
     return mean + (log_variance / 2).exp() * eps
 
 

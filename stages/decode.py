@@ -20,16 +20,14 @@ class Config(Section):
 def run(job: Job[Config]) -> None:
     import torch
 
-    from ldm.artifacts import merge_lineage
     from ldm.autoencoder import decode_images, from_artifact
     from ldm.latents import Standardiser
     from ldm.pictures import gif, png, tile
 
     config = job.config
-    samples, latents, artifact, images = (job.load(kind) for kind in ("samples", "latents", "vae", "images"))
-    parents = [samples, latents, artifact, images]
-    merge_lineage(parents)
-    vae, standardiser = from_artifact(artifact).to(job.device), Standardiser.from_artifact(latents, job.device)
+    inputs = job.load_all()
+    samples, latents, images = (inputs[kind] for kind in ("samples", "latents", "images"))
+    vae, standardiser = from_artifact(inputs.get("vae")).to(job.device), Standardiser.from_artifact(latents, job.device)
 
     def decode(x):
         return decode_images(vae, standardiser.restore(x.to(job.device)), config.batch_size).cpu()
@@ -39,10 +37,11 @@ def run(job: Job[Config]) -> None:
     frames = decode(samples["trajectory"].flatten(0, 1)).unflatten(0, (shown, steps))
     job.write("grid.png", png(tile(generated[: config.columns * config.rows], config.columns)))
     job.write("denoising.gif", gif([tile(frames[:, i], shown) for i in range(steps)], config.frame_ms, hold=2000))
-    originals = images["validation_images"][: config.columns]
-    reconstructed = decode_images(vae, latents["validation_mean"][: config.columns].to(job.device)).cpu()
-    job.write("reconstructions.png", png(tile(torch.cat([originals, reconstructed]), config.columns)))
-    job.save("generated", {"images": generated}, [samples, latents, artifact])
+    if "vae" in inputs:
+        originals = images["validation_images"][: config.columns]
+        reconstructed = decode_images(vae, latents["validation_mean"][: config.columns].to(job.device)).cpu()
+        job.write("reconstructions.png", png(tile(torch.cat([originals, reconstructed]), config.columns)))
+    job.save("generated", {"images": generated}, list(inputs.values()))
 
 
 main = stage("decode", Config, run, __doc__)

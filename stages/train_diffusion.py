@@ -36,6 +36,7 @@ class Config(ChoiceSection):
     time: str = choice("times", "how training times are drawn")
     times: OptionTable
     optimisation: Optimisation
+    flip: float = Field(ge=0, le=1, description="share of the training images that are mirrored left to right; without an autoencoder only")
     guide_step: int = Field(ge=1, description="step whose averaged network is kept as the guide of autoguidance; a multiple of record_every")
 
     @model_validator(mode="after")
@@ -70,17 +71,23 @@ def run(job: Job[Config]) -> None:
     denoiser = Denoiser.from_config(config.resolved(), mean.shape[1:])
     denoiser.network.to(job.device)
     warn(job.name, denoiser.schedule.wrong_start())
+    if config.flip and "vae" in latents.lineage:
+        raise InputError(f"flip {config.flip:g} mirrors images, not the latents of an autoencoder; set train_diffusion.flip to 0")
     order = batches(len(mean), config.optimisation.batch_size, generator)
 
     def noisy_loss(denoiser: Denoiser, mean: Tensor, log_variance: Tensor, source: Generator) -> Tensor:
         """The loss per sample at fresh draws of the posterior, the noise and the time."""
-        eps = torch.randn(2, *mean.shape, generator=source)
+        eps = torch.randn(2, *mean.shape, generator=source, device=mean.device)
         x0 = standardiser.standardise(draw(mean, log_variance, eps[0]))
         return diffusion_loss(denoiser, penalty, weighting, x0, eps[1], times(denoiser.schedule, len(x0), source))
 
     def loss() -> Tensor:
         index = next(order)
-        return noisy_loss(denoiser, mean[index], log_variance[index], generator).mean()
+        x = mean[index]
+        if config.flip:
+            mirrored = torch.rand(len(x), generator=generator, device=x.device) < config.flip
+            x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
+        return noisy_loss(denoiser, x, log_variance[index], generator).mean()
 
     @torch.inference_mode()
     def validate(network: nn.Module) -> float:
@@ -97,8 +104,9 @@ def run(job: Job[Config]) -> None:
 
     denoiser.network.train()
     averaged = fit(job, denoiser.network, loss, validate, keep_guide)
-    for kind, weights in (("denoiser", averaged.state_dict()), ("guide", guide)):
-        job.save(kind, weights, [latents], shape=list(mean.shape[1:]))
+    shape = list(mean.shape[1:])
+    kept = job.save("guide", guide, [latents], shape=shape)
+    job.save("denoiser", averaged.state_dict(), [latents, kept], shape=shape)  # the guide is an ancestor, so that no other one goes with it
 
 
 main = stage("train_diffusion", Config, run, __doc__)

@@ -4,20 +4,34 @@ import pytest
 import torch
 
 from ldm import choices
-from ldm.autoencoder import bernoulli_nll, decode_images, encode_images, vae_loss
+from ldm.autoencoder import Pixels, bernoulli_nll, decode_images, encode_images, vae_loss
 from ldm.classifier import FEATURES, Classifier, augment, in_batches
 from ldm.errors import InputError
 from ldm.latents import Standardiser, active_dimensions, draw, kl_divergence
+from ldm.networks.unet_model import LinearAttention
 from ldm.pixels import from_uint8, to_uint8
 
-UNET = {"channels": [16, 32], "blocks": 1, "embedding": 32, "groups": 8, "heads": 2, "dropout": 0.0}
+UNET = {"patch": 1, "width": 16, "multipliers": [1, 2], "block": "resnet", "blocks": 1, "attention": "none", "resampling": "learned"}
+RESIDUAL = {"residual": {"width": 8, "blocks": 2}}
+UNET |= {"embedding": 32, "groups": 8, "heads": 2, "dropout": 0.0}
 
 
 @pytest.mark.parametrize("shape", [(2, 7, 7), (1, 8, 8), (4, 5, 6)])
-@pytest.mark.parametrize("channels", [[16], [16, 32], [16, 16, 32]])
-def test_unet_shapes_and_gradients(shape, channels):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"multipliers": [1]},
+        {"multipliers": [1, 2]},
+        {"multipliers": [1, 1, 2]},
+        {"block": "convnext"},
+        {"attention": "linear"},
+        {"resampling": "fixed"},
+        {"block": "convnext", "attention": "linear", "resampling": "fixed", "blocks": 2, "dropout": 0.1},
+    ],
+)
+def test_unet_shapes_and_gradients(shape, options):
     torch.manual_seed(0)
-    unet = choices.build("networks", "unet", UNET | {"channels": channels}, shape)
+    unet = choices.build("networks", "unet", UNET | options, shape)
     x, t = torch.randn(3, *shape), torch.rand(3)
     assert torch.equal(unet(x, t), torch.zeros_like(x))  # the head starts at zero
     for parameter in unet.parameters():  # so that every gradient can flow
@@ -43,15 +57,52 @@ def test_unet_sees_time_and_keeps_samples_apart():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"channels": [20]}, "channels 20 do not divide into 8 groups"),
-        ({"channels": [32], "heads": 3}, "heads 3 do not divide"),
-        ({"channels": []}, "channels"),
+        ({"width": 20}, "width 20 times the multiplier 1 gives 20 channels, not a multiple of 8 groups"),
+        ({"multipliers": [2], "heads": 3}, "heads 3 do not divide the 32 channels"),
+        ({"attention": "linear", "heads": 32}, "heads 32 do not divide the 16 channels"),
+        ({"patch": 2}, "2 does not divide the grid of 7 × 7"),
+        ({"block": "vgg"}, "block: 'vgg' will not do"),
+        ({"multipliers": []}, "multipliers"),
         ({"dropout": 1.0}, "dropout"),
     ],
 )
 def test_bad_unets_are_refused(options, words):
     with pytest.raises(InputError, match=words):
         choices.build("networks", "unet", UNET | options, (2, 7, 7))
+
+
+def test_linear_attention_by_its_definition():
+    """Each place reads a mixture, by its softmax over channels, of the channels' averages, each by its softmax over places."""
+    torch.manual_seed(0)
+    unet = choices.build("networks", "unet", UNET | {"attention": "linear"}, (2, 7, 7))
+    layer = next(m for m in unet.modules() if isinstance(m, LinearAttention))
+    q, k, v = torch.randn(3, 1, 1, 5, 4, dtype=torch.float64)
+    wanted = torch.zeros(5, 4, dtype=torch.float64)
+    for place in range(5):
+        for channel in range(4):
+            average = (k[0, 0, :, channel].exp()[:, None] * v[0, 0]).sum(0) / k[0, 0, :, channel].exp().sum()
+            wanted[place] += q[0, 0, place, channel].exp() / q[0, 0, place].exp().sum() * average
+    torch.testing.assert_close(layer.attend(q, k, v)[0, 0], wanted)
+
+
+def test_a_patch_sees_the_grid_it_stands_for():
+    torch.manual_seed(0)
+    unet = choices.build("networks", "unet", UNET | {"patch": 2}, (1, 8, 12))
+    for parameter in unet.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    x, t = torch.randn(2, 1, 8, 12), torch.rand(2)
+    assert unet(x, t).shape == x.shape
+    assert unet.stem.weight.shape[1] == 4
+
+
+def test_pixels_are_their_own_latents():
+    images = torch.randint(256, (7, 3, 6, 5), dtype=torch.uint8)
+    mean, log_variance = encode_images(Pixels(), images, 3)
+    assert log_variance.shape == (7, 1, 1, 1)
+    z = draw(mean, log_variance, torch.randn(mean.shape))
+    assert torch.equal(decode_images(Pixels(), z), images)
+    fitted = Standardiser.fit(mean, log_variance)
+    torch.testing.assert_close(fitted.std, mean.double().std((0, 2, 3), correction=0))
 
 
 def test_autoencoder_shapes_and_gradients():
@@ -103,10 +154,12 @@ def test_active_dimensions_counts_those_that_vary():
     assert active_dimensions(mean) == 3
 
 
-def test_classifier_has_128_features():
+@pytest.mark.parametrize("config", [{"classifier": "conv", "classifiers": {"conv": {"width": 8}}}, {"classifier": "residual", "classifiers": RESIDUAL}])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 20)])
+def test_classifiers_have_128_features(config, shape):
     torch.manual_seed(0)
-    classifier = Classifier(1, 10, 8).eval()
-    images = torch.randint(256, (50, 1, 28, 28), dtype=torch.uint8)
+    classifier = Classifier.from_config(config, shape[0], 10).eval()
+    images = torch.randint(256, (50, *shape), dtype=torch.uint8)
     features = in_batches(classifier.features, images, batch_size=16)
     assert features.shape == (50, FEATURES) == (50, 128)
     torch.testing.assert_close(features, in_batches(classifier.features, images), rtol=1e-4, atol=1e-5)

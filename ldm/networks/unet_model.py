@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,44 +20,57 @@ class UNet(nn.Module):
     def __init__(self, options: Options, in_channels: int) -> None:
         super().__init__()
         first, last = options.channels[0], options.channels[-1]
+        self.patch = options.patch
+        inner = in_channels * options.patch**2
         self.embed = TimeEmbedding(options.embedding)
-        self.stem = nn.Conv2d(in_channels, first, 3, padding=1)
+        self.stem = nn.Conv2d(inner, first, 3, padding=1)
 
-        def block(c_in: int, c_out: int) -> ResBlock:
-            return ResBlock(c_in, c_out, options)
+        def plain(c_in: int, c_out: int) -> nn.Module:
+            return BLOCKS[options.block](c_in, c_out, options)
+
+        def block(c_in: int, c_out: int) -> nn.Module:
+            return Chain([plain(c_in, c_out), LinearAttention(c_out, options)]) if options.attention == "linear" else plain(c_in, c_out)
 
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         skips, width = [first], first
         for level, channels in enumerate(options.channels):
             if level:
-                self.down.append(Downsample(width))
+                self.down.append(Downsample(width, options))
                 skips.append(width)
             for _ in range(options.blocks):
                 self.down.append(block(width, channels))
                 width = channels
                 skips.append(width)
-        self.middle = nn.ModuleList([block(last, last), Attention(last, options), block(last, last)])
+        self.middle = Chain([plain(last, last), Attention(last, options), plain(last, last)])
         for level, channels in reversed(list(enumerate(options.channels))):
             for _ in range(options.blocks + 1):
                 self.up.append(block(width + skips.pop(), channels))
                 width = channels
             if level:
-                self.up.append(Upsample(width))
-        self.head = nn.Sequential(nn.GroupNorm(options.groups, first), nn.SiLU(), zero(nn.Conv2d(first, in_channels, 3, padding=1)))
+                self.up.append(Upsample(width, options))
+        self.head = nn.Sequential(nn.GroupNorm(options.groups, first), nn.SiLU(), zero(nn.Conv2d(first, inner, 3, padding=1)))
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         emb = self.embed(t)  # (B, embedding)
-        x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        x = self.stem(F.pixel_unshuffle(x, self.patch).contiguous(memory_format=torch.channels_last))
         skips = [x]
         for module in self.down:
             x = module(x, emb)
             skips.append(x)
-        for module in self.middle:
-            x = module(x, emb)
+        x = self.middle(x, emb)
         for module in self.up:
             x = module(x, skips[-1].shape[-2:]) if isinstance(module, Upsample) else module(torch.cat([x, skips.pop()], 1), emb)
-        return self.head(x)
+        return F.pixel_shuffle(self.head(x), self.patch)
+
+
+class Chain(nn.ModuleList):
+    """Modules of (x, embedding), one after the other."""
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        for module in self:
+            x = module(x, emb)
+        return x
 
 
 class TimeEmbedding(nn.Module):
@@ -95,6 +109,28 @@ class ResBlock(nn.Module):
         return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
 
 
+class ConvNeXtBlock(nn.Module):
+    """A depthwise 7 × 7 convolution, and a perceptron at each place (Liu et al. 2022, arXiv:2201.03545); time scales and shifts the norm."""
+
+    def __init__(self, c_in: int, c_out: int, options: Options) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(c_in, c_in, 7, padding=3, groups=c_in)
+        self.scale_shift = nn.Linear(options.embedding, 2 * c_in)
+        self.norm = nn.GroupNorm(1, c_in)
+        self.widen = nn.Conv2d(c_in, 4 * c_in, 1)
+        self.dropout = nn.Dropout(options.dropout)
+        self.narrow = zero(nn.Conv2d(4 * c_in, c_out, 1))
+        self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        scale, shift = self.scale_shift(emb)[:, :, None, None].chunk(2, 1)
+        h = torch.addcmul(shift, self.norm(self.depthwise(x)), 1 + scale)
+        return self.skip(x) + self.narrow(self.dropout(F.gelu(self.widen(h))))
+
+
+BLOCKS: dict[str, Callable[[int, int, Options], nn.Module]] = {"resnet": ResBlock, "convnext": ConvNeXtBlock}
+
+
 class Attention(nn.Module):
     """Self-attention over the grid's positions, (B, C, h, w) → (B, C, h, w)."""
 
@@ -108,16 +144,28 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
         q, k, v = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads, -1).transpose(-1, -2).unbind(1)
-        h = F.scaled_dot_product_attention(q, k, v)  # (B, heads, h·w, C / heads)
+        h = self.attend(q, k, v)  # (B, heads, h·w, C / heads)
         return x + self.out(h.transpose(-1, -2).reshape(batch, channels, height, width))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Queries, keys and values, (B, heads, h·w, C / heads) → the same shape."""
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+class LinearAttention(Attention):
+    """Attention at a cost linear in the number of positions (Shen et al. 2021, arXiv:1812.01243, Eq. 3)."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return q.softmax(-1) @ (k.softmax(-2).transpose(-1, -2) @ v)
 
 
 class Downsample(nn.Module):
     """Halve the grid, rounding up: (B, C, h, w) → (B, C, ⌈h/2⌉, ⌈w/2⌉)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, options: Options) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        learned = options.resampling == "learned"
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if learned else nn.AvgPool2d(2, ceil_mode=True)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         return self.conv(x)
@@ -126,9 +174,9 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Grow the grid to a given size by repetition, and smooth."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, options: Options) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if options.resampling == "learned" else nn.Identity()
 
     def forward(self, x: Tensor, size: torch.Size) -> Tensor:
         return self.conv(F.interpolate(x, size=tuple(size), mode="nearest"))
