@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 from ldm import artifacts, autoencoder, choices
 from ldm.denoiser import Guided
 from ldm.latents import Standardiser
-from ldm.sampling import Streams, states
+from ldm.sampling import Streams, last_state, states
 
 Choice: TypeAlias = str | Mapping[str, Mapping[str, Any]] | None
 
@@ -40,7 +39,7 @@ class Pipeline:
         sigmas = self._build("spacing", spacing)(self.denoiser.schedule, self.sampling["steps"] if steps is None else steps)
         move = self._build("sampler", sampler)
         noise = Streams(seed, range(first, first + n), self.shape, self.device)
-        return self.decode(deque(states(self.denoiser, move, sigmas, noise), maxlen=1).pop().float())
+        return self.decode(last_state(states(self.denoiser, move, sigmas, noise)).float())
 
     def _build(self, word: str, choice: Choice) -> Any:
         """A sampler or spacing: the one named, or the stage's."""
@@ -62,8 +61,9 @@ def load(folder: str | Path, device: str = "cpu") -> Pipeline:
     def read(kind: str) -> artifacts.Artifact:
         return artifacts.load(Path(folder) / artifacts.KINDS[kind][0] / f"{kind}.safetensors", kind)
 
-    vae, latents, denoiser, guide, samples = (read(kind) for kind in ("vae", "latents", "denoiser", "guide", "samples"))
-    artifacts.merge_lineage([vae, latents, denoiser, guide, samples])
+    latents, denoiser, guide, samples = (read(kind) for kind in ("latents", "denoiser", "guide", "samples"))
+    vae = read("vae") if "vae" in latents.lineage else None
+    artifacts.merge_lineage([a for a in (vae, latents, denoiser, guide, samples) if a])
     return Pipeline(
         Guided.from_artifacts(denoiser, guide, device=device, **samples.config["guidance"]),
         autoencoder.from_artifact(vae).to(device),

@@ -7,6 +7,7 @@ arXiv:2206.00364, Eq. 1 and section 2).
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -61,6 +62,11 @@ def reverse_step(x: Tensor, denoised: Tensor, sigma: Tensor, sigma_next: Tensor,
     removed = sigma**2 - sigma_next**2
     mean = x + removed / sigma**2 * (denoised - x)
     return mean + removed.sqrt() * noise() if sigma_next > 0 else mean
+
+
+def last_state(states: Iterator[Tensor]) -> Tensor:
+    """The sample alone."""
+    return deque(states, maxlen=1).pop()
 
 
 def states(denoiser: Denoiser | Guided, sampler: Sampler, sigmas: Tensor, noise: Noise) -> Iterator[Tensor]:

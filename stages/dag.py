@@ -4,16 +4,17 @@
     python -m stages.dag --check   only says whether they are right (exit code 2 if not)
 
 A stage depends on every module that it imports, transitively, and on the chosen module of every
-kind of choice that these build by name (`ldm/networks/${train_diffusion.network}.py`). What any
+kind of choice that these build by name (`ldm/networks/${train_diffusion.network}.py`), where the
+choice is the stage's own or that of a stage whose artifact it reads. What any
 choice of a kind imports counts for all of them, so the lists hold whatever is chosen. A stage over
-a matrix depends on the modules that any section of its params.yaml chooses.
+a matrix of sections depends on the modules that any section of its params.yaml chooses.
 """
 
 from __future__ import annotations
 
 import ast
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -36,9 +37,13 @@ def stage_config(name: str) -> type[Section]:
     return import_module(f"stages.{name}").Config
 
 
-def owners(stages: list[str]) -> dict[str, list[str]]:
-    """Kind of choice → the parameter that makes it, such as networks → ${train_diffusion.network}."""
-    return {kind: [f"${{{name}.{word}}}"] for name in stages for word, kind in choice_fields(stage_config(name)).items()}
+def owners(stages: Iterable[str]) -> dict[str, list[str]]:
+    """Kind of choice → the parameters that make it, such as networks → ${train_diffusion.network}."""
+    found: dict[str, list[str]] = {}
+    for name in stages:
+        for word, kind in choice_fields(stage_config(name)).items():
+            found.setdefault(kind, []).append(f"${{{name}.{word}}}")
+    return found
 
 
 def mentioned(config: type[Section], params: Any) -> dict[str, list[str]]:
@@ -66,7 +71,7 @@ def code_of(name: str, names: dict[str, list[str]]) -> list[str]:
     chosen = set()
     for kind in kinds:
         has_models = any((ROOT / "ldm" / kind).glob("*_model.py"))
-        chosen |= {f"ldm/{kind}/{chosen}{end}.py" for chosen in names[kind] for end in ("", "_model")[: 1 + has_models]}
+        chosen |= {f"ldm/{kind}/{chosen}{end}.py" for chosen in names.get(kind, []) for end in ("", "_model")[: 1 + has_models]}
     return sorted(plain) + sorted(chosen)
 
 
@@ -139,14 +144,20 @@ def rewritten(file: Path, text: str) -> str:
     round_trip.width = 200
     round_trip.indent(mapping=2, sequence=4, offset=2)
     dag: dict[str, Any] = round_trip.load(text)
-    stages = list(dag["stages"])
-    for name, entry in dag["stages"].items():
+    # a recipe that reads the pipeline's params.yaml goes on from the pipeline's choices
+    pipeline = read_yaml(ROOT / DAG)["stages"] if "vars" in dag else dag["stages"]
+    for entry in dag["stages"].values():
+        name = entry["cmd"].partition("-m stages.")[2].split()[0]
+        config, matrix = stage_config(name), entry.get("matrix", {})
+        words = choice_fields(config)
         data = [d for d in entry["deps"] if not d.endswith(".py")]
-        if "matrix" in entry:
-            names = mentioned(stage_config(name), read_yaml(file.with_name(PARAMS.name)))
-        else:
-            names = owners(stages)
+        # what another stage chose is built from that stage's artifact
+        names = owners(sorted({Path(d).parent.name for d in data} & pipeline.keys())) | owners([name])
+        if not matrix:
             entry["params"] = params_of(name)
+        elif not matrix.keys() & config.model_fields.keys():  # over sections of params.yaml
+            names |= mentioned(config, read_yaml(file.with_name(PARAMS.name)))
+        names |= {words[key]: [f"${{item.{key}}}"] for key in matrix if key in words}
         entry["deps"] = data + [up + path for path in code_of(name, names)]
     out = io.StringIO()
     round_trip.dump(dag, out)
