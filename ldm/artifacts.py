@@ -45,6 +45,8 @@ _SPLITS = ("train", "validation", "test")
 KINDS: dict[str, tuple[str, dict[str, Spec]]] = {
     "images": ("prepare_data", {f"{s}_{what}": spec for s in _SPLITS for what, spec in (("images", _IMAGES), ("labels", _LABELS))}),
     "classifier": ("train_classifier", {}),
+    "second_classifier": ("train_second_classifier", {}),
+    "features": ("extract_features", {f"{s}{space}": Spec(torch.float32, (None, None)) for s in _SPLITS for space in ("", "_second")}),
     "vae": ("train_vae", {}),
     "latents": (
         "encode_latents",

@@ -1,14 +1,15 @@
-"""The classifier whose 128-wide layer before the logits gives the features of the Fréchet distance."""
+"""Classifiers whose 128-wide layer before the logits gives the features of the Fréchet distance."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from ldm import choices
 from ldm.pixels import from_uint8
 
 if TYPE_CHECKING:
@@ -18,40 +19,32 @@ FEATURES = 128
 
 
 class Classifier(nn.Module):
-    """A small convolutional network: (B, C, H, W) in [0, 1] → logits (B, classes)."""
+    """A body, `ldm/classifiers/<name>.py`, and a layer of logits: (B, C, H, W) in [0, 1] → (B, classes)."""
 
-    def __init__(self, in_channels: int, classes: int, width: int) -> None:
+    def __init__(self, body: nn.Module, classes: int) -> None:
         super().__init__()
-
-        def conv(c_in: int, c_out: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
-            return [nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()]
-
-        self.body = nn.Sequential(
-            *conv(in_channels, width, kernel=5, stride=2),
-            *conv(width, width),
-            *conv(width, 2 * width, stride=2),
-            *conv(2 * width, 2 * width),
-            *conv(2 * width, 4 * width, stride=2),
-            nn.AdaptiveAvgPool2d(4),  # the size of the grid for 28 × 28 pixels
-            nn.Flatten(),
-            nn.Linear(64 * width, FEATURES),
-            nn.ReLU(),
-        )
+        self.body = body
         self.logits = nn.Linear(FEATURES, classes)
         self.to(memory_format=torch.channels_last)
 
     def features(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) in [0, 1] → (B, 128), after the last ReLU."""
+        """(B, C, H, W) in [0, 1] → (B, 128)."""
         return self.body(x.contiguous(memory_format=torch.channels_last))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.logits(self.features(x))
 
     @classmethod
+    def from_config(cls, config: Mapping[str, Any], channels: int, classes: int) -> Classifier:
+        """Build from a plain `train_classifier` section. Weights are random."""
+        name = config["classifier"]
+        return cls(choices.build("classifiers", name, config["classifiers"][name], channels), classes)
+
+    @classmethod
     def from_artifact(cls, artifact: Artifact) -> Classifier:
         """The trained classifier, in evaluation mode. Raises: InputError where the weights do not fit."""
         config = artifact.config
-        classifier = cls(config["channels"], config["classes"], config["width"])
+        classifier = cls.from_config(config, config["channels"], config["classes"])
         artifact.load_into(classifier)
         return classifier.eval()
 

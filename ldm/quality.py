@@ -5,12 +5,21 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
+from torch import Tensor
 
 from ldm.errors import InputError
 
 Features = NDArray[np.floating]
+
+
+def subset(x: Tensor, n: int, seed: int) -> Tensor:
+    """n rows drawn at random without replacement, for the same rows of every tensor of one length; all, in order, when there are n."""
+    if len(x) == n:
+        return x
+    return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:n]]
 
 
 def kernel_distance(x: Features, y: Features, subsets: int, size: int, rng: np.random.Generator) -> tuple[float, float]:

@@ -41,12 +41,22 @@ class Job(Generic[C]):
 
         return artifacts.load(self.inputs[kind], kind)
 
-    def save(self, kind: str, tensors: dict, parents: Sequence[Artifact] = (), **config: Any) -> None:
-        """Write the output artifact of a kind, with the resolved configuration, the device type and anything to add."""
+    def load_all(self) -> dict[str, Artifact]:
+        """Read every input artifact that dvc.yaml gives the stage, by kind. Raises: InputError unless they belong together."""
         from ldm import artifacts
 
+        found = {kind: self.load(kind) for kind in self.inputs}
+        artifacts.merge_lineage(list(found.values()))
+        return found
+
+    def save(self, kind: str, tensors: dict, parents: Sequence[Artifact] = (), **config: Any) -> Artifact:
+        """Write the output artifact of a kind, with the resolved configuration, the device type and anything to add, and read it back."""
+        from ldm import artifacts
+
+        path = self.outputs[f"{kind}.safetensors"]
         config = self.config.resolved() | {"device": self.device.partition(":")[0]} | config
-        artifacts.save(self.outputs[f"{kind}.safetensors"], kind, tensors, config, parents)
+        artifacts.save(path, kind, tensors, config, parents)
+        return artifacts.load(path, kind)
 
     def write(self, file: str, data: bytes) -> None:
         """Write another output, by its file name."""

@@ -1,18 +1,20 @@
-"""Score five sets of images against the training and the test images, one file a row, and write the table.
+"""Score sets of images against the training and the test images, one file a row, and write the table.
 
 fid: Fréchet distance to the training images' features; its floor is the row held_out (test images).
 fid_test_over_floor: to the test images, over the same of random training images, so that
-copies of training images score 1. The other measures compare with n random training images.
+copies of training images score 1. fid_second: in the features of the classifier that nothing was
+chosen by. The other measures compare with n random training images.
 """
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field
 
 from ldm.config import Section
+from ldm.errors import InputError
 from stages.cli import Job, stage
 from stages.progress import track
 
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from ldm.artifacts import Artifact
+    from ldm.autoencoder import Autoencoder
+    from ldm.classifier import Classifier
     from ldm.frechet import Moments
     from ldm.quality import Manifold
 
@@ -38,66 +43,87 @@ class Config(Section):
 
 def run(job: Job[Config]) -> None:
     import numpy as np
-    import torch
 
-    from ldm.artifacts import merge_lineage
     from ldm.autoencoder import from_artifact
-    from ldm.classifier import Classifier, in_batches
-    from ldm.errors import InputError
-    from ldm.frechet import frechet_distance, moments
-    from ldm.quality import Manifold
+    from ldm.quality import Manifold, subset
 
-    config = job.config
-    images, classifier, artifact, generated = (job.load(kind) for kind in ("images", "classifier", "vae", "generated"))
-    merge_lineage([images, classifier, artifact, generated])
-    network, vae = Classifier.from_artifact(classifier).to(job.device), from_artifact(artifact).to(job.device)
-    train, test, made = images["train_images"], images["test_images"], generated["images"]
-    n = min(config.n, len(test))
+    config, inputs = job.config, job.load_all()
+    images, real = inputs["images"], inputs["features"]
+    vae = from_artifact(inputs["vae"]).to(job.device) if "vae" in inputs else None
+    train, made = images["train_images"], inputs["generated"]["images"]
+    n = min(config.n, len(images["test_images"]))
     if len(made) < n or len(train) < n:
         raise InputError(f"{n} images a row are wanted, but {len(made)} are generated and {len(train)} are for training; lower evaluate.n or raise sample.n")
-
-    def features(what: Tensor) -> np.ndarray:
-        return in_batches(network.features, what.to(job.device)).cpu().numpy()
-
-    rows = rows_of(train, test, made, vae, n, config.seed, job.device)
-    labels, all_train, all_test = images["train_labels"].numpy(), moments(features(train), "training images"), moments(features(test), "test images")
-    of_training = features(subset(train, n, config.seed))
-    real, floor_test = Manifold.fit(of_training, config.neighbours), frechet_distance(moments(of_training, "training subset"), all_test)
-    floor = frechet_distance(moments(features(rows["held_out"]), "held_out"), all_train)
-    table = {}
-    for i, name in enumerate(track(rows, len(rows), "row", job.name, lambda _: 1)):
-        of_row = features(rows[name])
-        fitted = moments(of_row, name)
-        fid = frechet_distance(fitted, all_train)
-        values: dict[str, Any] = {
-            "data": images.config["data"],
-            "n": fitted.n,
-            "fid": fid,
-            "fid_over_floor": fid / floor,
-            "fid_test_over_floor": frechet_distance(fitted, all_test) / floor_test,
-        }
-        with torch.inference_mode():
-            probabilities = network.logits(torch.from_numpy(of_row).to(job.device)).softmax(1).cpu().numpy()
-        values |= measures(of_row, probabilities, labels, all_train, real, config, np.random.default_rng([config.seed, i]))
+    first, second = Space.fit(job, inputs, "", n), Space.fit(job, inputs, "_second", n)
+    manifold = Manifold.fit(subset(real["train"], n, config.seed).numpy(), config.neighbours)
+    rows = rows_of(train, made, vae, n, config.seed, job.device) | {"held_out": None}
+    table: dict[str, dict[str, Any]] = {}
+    for i, (name, row) in enumerate(track(rows.items(), len(rows), "row", job.name, lambda _: 1)):
+        features, in_second = (space.held_out if row is None else space.features(row, job.device) for space in (first, second))
+        fid, ratio, ratio_test = first.distances(features, name)
+        fid_second, ratio_second, _ = second.distances(in_second, name)
+        values = {"data": images.config["data"], "n": n, "fid": fid, "fid_over_floor": ratio, "fid_test_over_floor": ratio_test}
+        values |= {"fid_second": fid_second, "fid_second_over_floor": ratio_second}
+        values |= measures(features, first, images["train_labels"].numpy(), manifold, config, np.random.default_rng([config.seed, i]))
         job.write(f"{name}.json", json.dumps(values, indent=1).encode())
         table[name] = values
     job.write("table.md", markdown(table).encode())
 
 
-def measures(
-    features: np.ndarray, probabilities: np.ndarray, labels: np.ndarray, reference: Moments, real: Manifold, config: Config, rng: np.random.Generator
-) -> dict[str, float]:
+class Space(NamedTuple):
+    """The features of one classifier, and what the distances in them are measured by."""
+
+    classifier: Classifier
+    train: Moments
+    test: Moments
+    held_out: np.ndarray  # features of n test images, (n, d)
+    floor: float  # FID of the held-out images, to the training images
+    floor_test: float  # FID of n random training images, to the test images
+
+    @classmethod
+    def fit(cls, job: Job[Config], inputs: dict[str, Artifact], suffix: str, n: int) -> Space:
+        """suffix: that of the names in the artifact `features`."""
+        from ldm.classifier import Classifier
+        from ldm.frechet import frechet_distance, moments
+        from ldm.quality import subset
+
+        classifier = Classifier.from_artifact(inputs["second_classifier" if suffix else "classifier"]).to(job.device)
+        train, test = (inputs["features"][f"{split}{suffix}"] for split in ("train", "test"))
+        held_out, copies = (subset(x, n, job.config.seed).numpy() for x in (test, train))
+        all_train, all_test = moments(train.numpy(), "training images"), moments(test.numpy(), "test images")
+        floors = frechet_distance(moments(held_out, "held_out"), all_train), frechet_distance(moments(copies, "training subset"), all_test)
+        return cls(classifier, all_train, all_test, held_out, *floors)
+
+    def features(self, images: Tensor, device: str) -> np.ndarray:
+        from ldm.classifier import in_batches
+
+        return in_batches(self.classifier.features, images.to(device)).cpu().numpy()
+
+    def distances(self, features: np.ndarray, name: str) -> tuple[float, float, float]:
+        """FID to the training images, that over its floor, and FID to the test images over its own."""
+        from ldm.frechet import frechet_distance, moments
+
+        fitted = moments(features, name)
+        fid = frechet_distance(fitted, self.train)
+        return fid, fid / self.floor, frechet_distance(fitted, self.test) / self.floor_test
+
+
+def measures(features: np.ndarray, space: Space, labels: np.ndarray, real: Manifold, config: Config, rng: np.random.Generator) -> dict[str, float]:
     """What a row says beside the ratios."""
+    import torch
+
     from ldm import frechet, quality
 
+    with torch.inference_mode():
+        logits = space.classifier.logits(torch.from_numpy(features).to(space.classifier.logits.weight.device))
     kid, kid_std = quality.kernel_distance(features, real.features, config.kid_subsets, config.kid_size, rng)
     return {
-        "fid_spread": frechet.bootstrap_spread(features, reference, config.resamples, rng),
-        "fid_infinity": frechet.frechet_at_infinity(features, reference, config.points, rng),
+        "fid_spread": frechet.bootstrap_spread(features, space.train, config.resamples, rng),
+        "fid_infinity": frechet.frechet_at_infinity(features, space.train, config.points, rng),
         "kid": kid,
         "kid_std": kid_std,
         **quality.precision_recall(real, quality.Manifold.fit(features, config.neighbours)),
-        **quality.label_statistics(probabilities, labels),
+        **quality.label_statistics(logits.softmax(1).cpu().numpy(), labels),
     }
 
 
@@ -109,35 +135,23 @@ def markdown(table: dict[str, dict[str, Any]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def rows_of(train: Tensor, test: Tensor, made: Tensor, vae, n: int, seed: int, device: str) -> dict[str, Tensor]:
-    """The table's rows: n uint8 images each, by the same path."""
+def rows_of(train: Tensor, made: Tensor, vae: Autoencoder | None, n: int, seed: int, device: str) -> dict[str, Tensor]:
+    """The table's rows that are not of real images: n uint8 images each, by the same path."""
     import torch
 
     from ldm.autoencoder import decode_images, encode_images
     from ldm.latents import draw
     from ldm.pixels import from_uint8, to_uint8
+    from ldm.quality import subset
 
     generator = torch.Generator().manual_seed(seed)
     pixels = from_uint8(train)
-    noise = pixels.mean() + pixels.std() * torch.randn(n, *train.shape[1:], generator=generator)
-    mean, log_variance = encode_images(vae, subset(train, n, seed).to(device))
-    eps = torch.randn(2, *mean.shape, generator=generator).to(device)
-    return {
-        "random": to_uint8(noise),
-        "vae_prior": decode_images(vae, eps[0]),
-        "vae_reconstruction": decode_images(vae, draw(mean, log_variance, eps[1])),
-        "diffusion": subset(made, n, seed),
-        "held_out": subset(test, n, seed),
-    }
-
-
-def subset(images: Tensor, n: int, seed: int) -> Tensor:
-    """n images drawn at random without replacement; all of them, in their order, when there are n."""
-    import torch
-
-    if len(images) == n:
-        return images
-    return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:n]]
+    rows = {"random": to_uint8(pixels.mean() + pixels.std() * torch.randn(n, *train.shape[1:], generator=generator))}
+    if vae is not None:
+        mean, log_variance = encode_images(vae, subset(train, n, seed).to(device))
+        eps = torch.randn(2, *mean.shape, generator=generator).to(device)
+        rows |= {"vae_prior": decode_images(vae, eps[0]), "vae_reconstruction": decode_images(vae, draw(mean, log_variance, eps[1]))}
+    return rows | {"diffusion": subset(made, n, seed)}
 
 
 main = stage("evaluate", Config, run, __doc__)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ldm.pictures import gif
+from stages.figures import png_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +29,7 @@ def process(path: Path, t: NDArray[np.float64], title: str) -> bytes:
     for ax, i in zip(axes, _chosen(len(path)), strict=True):
         _points(ax, path[i], t[i])
     figure.suptitle(title)
-    return _png(figure)
+    return png_of(figure)
 
 
 def densities(forward: Path, reverse: Path, t: NDArray[np.float64]) -> bytes:
@@ -40,7 +40,7 @@ def densities(forward: Path, reverse: Path, t: NDArray[np.float64]) -> bytes:
         ax.hist(reverse[i, :, 0], BINS, density=True, histtype="step")
         ax.set(title=f"t = {t[i]:.2g}", yticks=[])
     figure.suptitle("density of the first coordinate: forward (filled), reverse (line)")
-    return _png(figure)
+    return png_of(figure)
 
 
 @torch.no_grad()
@@ -62,7 +62,7 @@ def score_field(denoiser: Denoiser, sigmas: Tensor, dimensions: int) -> bytes:
             ax.axhline(0, color="0.8", zorder=0)
         ax.set(title=f"σ̄ = {sigma:.2g}", xlim=(-2.2, 2.2))
     figure.suptitle("learnt score, times σ̄² / √(1 + σ̄²)")
-    return _png(figure)
+    return png_of(figure)
 
 
 def animation(path: Path, t: NDArray[np.float64], frames: int = 25) -> bytes:
@@ -98,9 +98,3 @@ def _panels() -> tuple[Figure, list[Axes]]:
     for ax in axes:
         ax.set(xlim=(-EDGE, EDGE))
     return figure, list(axes)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
-    return buffer.getvalue()

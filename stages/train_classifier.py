@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from ldm.config import Section
+from ldm.config import ChoiceSection, OptionTable, choice
 from ldm.optimisation import Optimisation
 from stages.cli import Job, stage
 from stages.training import fit
@@ -15,14 +15,13 @@ from stages.training import fit
 if TYPE_CHECKING:
     from torch import Tensor
 
-CLASSES = 10
 
-
-class Config(Section):
+class Config(ChoiceSection):
     """The network, the augmentation and the training."""
 
     seed: int = Field(ge=0, description="seed of the weights, the order and the augmentation")
-    width: int = Field(ge=1, description="channels of the first convolution")
+    classifier: str = choice("classifiers", "the network")
+    classifiers: OptionTable
     shift: float = Field(ge=0, description="augmentation: largest shift, in pixels")
     rotation: float = Field(ge=0, le=45, description="augmentation: largest rotation, in degrees")
     scale: float = Field(ge=0, lt=0.5, description="augmentation: largest relative change of size")
@@ -30,7 +29,7 @@ class Config(Section):
     optimisation: Optimisation
 
 
-def run(job: Job[Config]) -> None:
+def run(job: Job[Config], kind: str = "classifier") -> None:
     import torch
     from torch.nn import functional as F
 
@@ -43,7 +42,8 @@ def run(job: Job[Config]) -> None:
     generator = torch.Generator(job.device).manual_seed(config.seed)
     tensors = {name: tensor.to(job.device) for name, tensor in images.tensors.items()}
     x, y = tensors["train_images"], tensors["train_labels"].long()
-    classifier = Classifier(x.shape[1], CLASSES, config.width).to(job.device)
+    classes, channels = images.config["classes"], x.shape[1]
+    classifier = Classifier.from_config(config.resolved(), channels, classes).to(job.device)
     order = batches(len(x), config.optimisation.batch_size, generator)
 
     def loss() -> Tensor:
@@ -66,7 +66,7 @@ def run(job: Job[Config]) -> None:
     rows = (f"{a},{p}\n" for a, p in zip(labels.tolist(), predicted.tolist(), strict=True))
     job.write("confusion.csv", ("actual,predicted\n" + "".join(rows)).encode())
     job.write("metrics.json", json.dumps(metrics, indent=1).encode())
-    job.save("classifier", averaged.state_dict(), [images], classes=CLASSES, channels=x.shape[1])
+    job.save(kind, averaged.state_dict(), [images], classes=classes, channels=channels)
 
 
 main = stage("train_classifier", Config, run, __doc__)

@@ -46,7 +46,7 @@ def run(job: Job[Config]) -> None:
 
     def loss() -> Tensor:
         batch = from_uint8(x[next(order)])
-        eps = torch.randn(len(batch), *latent_shape, generator=generator)
+        eps = torch.randn(len(batch), *latent_shape, generator=generator, device=batch.device)
         return vae_loss(vae, batch, eps, config.kl_weight).mean()
 
     @torch.inference_mode()
@@ -54,7 +54,7 @@ def run(job: Job[Config]) -> None:
         fixed = torch.Generator(job.device).manual_seed(0)
         total = 0.0
         for part in held_out.split(500):
-            eps = torch.randn(len(part), *latent_shape, generator=fixed)
+            eps = torch.randn(len(part), *latent_shape, generator=fixed, device=part.device)
             total += vae_loss(network, from_uint8(part), eps, config.kl_weight).sum().item()
         return total / len(held_out)
 

@@ -15,7 +15,8 @@ from stages import dag, params
 from stages.cli import read_yaml
 
 STAGES = read_yaml(ROOT / "dvc.yaml")["stages"]
-ORDER = ["prepare_data", "train_classifier", "train_vae", "encode_latents", "train_diffusion", "sample", "decode", "evaluate", "memorisation"]
+ORDER = ["prepare_data", "train_classifier", "train_second_classifier", "extract_features", "train_vae", "encode_latents", "train_diffusion"]
+ORDER += ["sample", "decode", "evaluate", "memorisation"]
 
 
 def test_stage_is_module_is_section():
@@ -53,9 +54,10 @@ def test_an_edit_reruns_what_it_can_affect_and_nothing_else():
     assert uses["ldm/sampling.py"] == uses["ldm/samplers/${sample.sampler}.py"] == {"sample"}
     assert uses["ldm/loss.py"] == {"train_diffusion"}
     assert uses["ldm/frechet.py"] == {"evaluate"}
-    assert uses["ldm/classifier.py"] == {"train_classifier", "evaluate", "memorisation"}
+    assert uses["ldm/classifier.py"] == {"train_classifier", "train_second_classifier", "extract_features", "evaluate", "memorisation"}
+    assert uses["ldm/classifiers/${train_second_classifier.classifier}_model.py"] == {"train_second_classifier", "extract_features", "evaluate"}
     assert uses["ldm/pictures.py"] == {"decode", "memorisation"}
-    assert uses["ldm/training.py"] == {"train_classifier", "train_vae", "train_diffusion"}
+    assert uses["ldm/training.py"] == {"train_classifier", "train_second_classifier", "train_vae", "train_diffusion"}
     assert uses["ldm/networks/${train_diffusion.network}_model.py"] == {"train_diffusion", "sample"}
     assert uses["ldm/artifacts.py"] == set(ORDER)
 
@@ -77,7 +79,10 @@ def test_loaded_modules_are_the_listed_ones(name):
     assert loaded <= code(name)
 
 
-@pytest.mark.parametrize("kind", ["autoencoders", "losses", "networks", "samplers", "schedules", "spacings", "targets", "times", "toys", "weightings"])
+KINDS = [p.name for p in sorted((ROOT / "ldm").iterdir()) if p.is_dir() and choices.known(p.name)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_choice_imports_without_torch(kind):
     names = choices.known(kind)
     assert names
@@ -93,9 +98,9 @@ def test_all_of_params_is_valid(monkeypatch):
 def test_params_name_every_choice():
     """One word in params.yaml switches: the options of all choices are there."""
     sections = read_yaml(ROOT / "params.yaml")
-    for kind, (owner,) in dag.owners(ORDER).items():
-        section = owner.strip("${}").split(".")[0]
-        assert sorted(sections[section][kind]) == choices.known(kind)
+    for kind, makers in dag.owners(ORDER).items():
+        for section in (maker.strip("${}").split(".")[0] for maker in makers):
+            assert sorted(sections[section][kind]) == choices.known(kind)
 
 
 def test_a_matrix_depends_on_every_choice_that_a_section_makes():

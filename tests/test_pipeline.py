@@ -15,10 +15,12 @@ from PIL import Image
 
 import ldm
 from ldm import artifacts, errors
-from stages import prepare_data
+from ldm.classifier import Classifier, in_batches
+from stages import idx_files, prepare_data
 from stages.cli import read_yaml
 
 pytestmark = pytest.mark.slow
+TRAINED = ["train_classifier", "train_second_classifier", "train_vae"]
 ROWS = ["random", "vae_prior", "vae_reconstruction", "diffusion", "held_out"]
 
 
@@ -54,7 +56,9 @@ def test_a_second_repro_does_nothing(project):
         ({"sample.sampler": "euler"}, ["sample"]),
         ({"train_diffusion.schedules.cosine.s": 0.01, "sample.samplers.ddim.eta": 0.3}, []),
         ({"train_diffusion.schedule": "cosine"}, ["train_diffusion", "sample"]),
-        ({"train_classifier.width": 8}, ["train_classifier"]),
+        ({"train_second_classifier.seed": 2}, ["train_second_classifier"]),
+        ({"train_second_classifier.classifiers.conv.width": 8}, []),
+        ({"train_classifier.classifiers.conv.width": 8}, ["train_classifier"]),
     ],
 )
 def test_a_parameter_reruns_what_it_can_affect(copy, settings, rerun):
@@ -68,8 +72,12 @@ def test_a_parameter_reruns_what_it_can_affect(copy, settings, rerun):
         ("ldm/samplers/ddim.py", []),
         ("ldm/sampling.py", ["sample"]),
         ("ldm/pictures.py", ["decode", "memorisation"]),
-        ("ldm/pixels.py", ["train_classifier", "train_vae", "encode_latents", "decode", "evaluate", "memorisation"]),
+        (
+            "ldm/pixels.py",
+            [*TRAINED, "extract_features", "encode_latents", "decode", "evaluate", "memorisation"],
+        ),
         ("ldm/frechet.py", ["evaluate"]),
+        ("ldm/classifiers/residual_model.py", ["train_second_classifier", "extract_features", "evaluate"]),
         ("ldm/__pycache__/x.py", []),
         ("stages/params.py", []),
     ],
@@ -88,13 +96,14 @@ def test_the_table(project):
     table = {row: json.loads((project / f"artifacts/metrics/{row}.json").read_text()) for row in ROWS}
     for values in table.values():
         assert list(values)[:5] == ["data", "n", "fid", "fid_over_floor", "fid_test_over_floor"]
-        assert len(values) == 15
+        assert list(values)[5:7] == ["fid_second", "fid_second_over_floor"]
+        assert len(values) == 17
         assert (values["data"], values["n"]) == ("mnist-5k-limit-300", 300)
     assert table["held_out"]["fid_over_floor"] == 1
     assert 0 <= table["held_out"]["fid_test_over_floor"] < 1e-6
     assert table["random"]["fid_over_floor"] > 10
     metrics = read_yaml(project / "dvc.yaml")["metrics"]
-    assert len(metrics) == 8
+    assert len(metrics) == 9
     for path in metrics:  # every metric file names its data
         assert json.loads((project / path).read_text())["data"] == "mnist-5k-limit-300"
 
@@ -132,7 +141,7 @@ def test_latents_moments_are_those_of_the_whole_train_split(project):
     torch.testing.assert_close(latents["channel_std"], (second - latents["channel_mean"] ** 2).sqrt(), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("stage", ["prepare_data", "train_classifier", "train_vae", "train_diffusion", "sample", "evaluate"])
+@pytest.mark.parametrize("stage", ["prepare_data", "train_classifier", "train_vae", "extract_features", "train_diffusion", "sample", "evaluate"])
 def test_a_run_by_hand_gives_the_same_bytes(project, stage, tmp_path):
     """`python stages/<name>.py` with the same parameters reproduces every tracked file of the stage, and changes none."""
     tracked = {p: p.read_bytes() for p in (project / "artifacts").rglob("*.*")}
@@ -173,7 +182,7 @@ def test_a_failing_stage_fails_the_repro(copy):
     change(copy / "params.yaml", {"evaluate.n": 100})
     done = run_in(copy, "dvc", "repro")
     assert done.returncode == 255
-    assert "evaluate: training subset: 100 samples cannot give the covariance of 128 features" in done.stderr
+    assert "evaluate: held_out: 100 samples cannot give the covariance of 128 features" in done.stderr
 
 
 def test_divergence_keeps_the_last_good_weights(copy, tmp_path):
@@ -245,20 +254,20 @@ class TestData:
             raw = Path(folder) / "MNIST/raw"
             if download:
                 raw.mkdir(parents=True)
-                for name in prepare_data.MD5:
+                for name in idx_files.MD5["MNIST"]:
                     (raw / name).write_bytes(name.encode())
                     (raw / f"{name}.gz").write_bytes(b"packed")
 
         monkeypatch.setattr("torchvision.datasets.MNIST", fake)
-        assert prepare_data.download(tmp_path / "root")
-        assert sorted(p.name for p in (tmp_path / "root/MNIST/raw").iterdir()) == sorted(prepare_data.MD5)
+        assert idx_files.download("MNIST", tmp_path / "root")
+        assert sorted(p.name for p in (tmp_path / "root/MNIST/raw").iterdir()) == sorted(idx_files.MD5["MNIST"])
         assert [p.name for p in (tmp_path / "root").iterdir()] == ["MNIST"]
 
     @pytest.mark.skipif(not os.environ.get("LDM_DATA_ROOT"), reason="LDM_DATA_ROOT names no MNIST")
     def test_the_full_set(self, monkeypatch, tmp_path):
         images = self.prepare(monkeypatch, tmp_path)
         assert [len(images[f"{s}_labels"]) for s in ("train", "validation", "test")] == [55_000, 5_000, 10_000]
-        assert images.config == {"data": "mnist", "limit": 0, "seed": 0}
+        assert images.config == {"classes": 10, "data": "mnist", "limit": 0, "seed": 0}
         counts = torch.bincount(torch.cat([images[f"{s}_labels"] for s in ("train", "validation")]).long())
         assert counts.tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
         assert images["test_labels"][:5].tolist() == [7, 2, 1, 0, 4]
@@ -277,6 +286,81 @@ def test_repeating_the_sampling_over_seeds(project, tmp_path):
     assert found["fid"]["mean"] == pytest.approx((rows[0]["fid"] + rows[1]["fid"]) / 2)
     assert found["fid"]["std"] == pytest.approx(abs(rows[0]["fid"] - rows[1]["fid"]) / np.sqrt(2))
     assert f"{found['fid']['mean']:.4g} ±" in done.stdout
+
+
+def test_the_second_classifier_is_another_one(project, tmp_path):
+    first, second = (artifacts.load(project / f"artifacts/train_{kind}/{kind}.safetensors", kind) for kind in ("classifier", "second_classifier"))
+    assert first.config["classifier"] != second.config["classifier"]
+    assert first.config["seed"] != second.config["seed"]
+    features = artifacts.load(project / "artifacts/extract_features/features.safetensors", "features")
+    images = artifacts.load(project / "artifacts/prepare_data/images.safetensors", "images")
+    for artifact, suffix in ((first, ""), (second, "_second")):
+        found = in_batches(Classifier.from_artifact(artifact).features, images["test_images"][:50])
+        torch.testing.assert_close(features[f"test{suffix}"][:50], found, rtol=1e-4, atol=1e-4)
+    row = json.loads((project / "artifacts/metrics/random.json").read_text())
+    assert row["fid_second"] != row["fid"]
+    train = run_in(project, sys.executable, "-m", "stages.train_second_classifier", "--set", "classifier=conv", "--out", str(tmp_path))
+    assert train.returncode == 0, train.stderr
+    path = tmp_path / "second_classifier.safetensors"
+    done = run_in(project, sys.executable, "-m", "stages.extract_features", "--in", f"second_classifier={path}", "--out", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert "are both 'conv'; the second one must be of another shape" in done.stderr
+
+
+def test_a_guide_of_another_training_is_refused(project, tmp_path):
+    train = run_in(project, sys.executable, "-m", "stages.train_diffusion", "--set", "seed=1", "--out", str(tmp_path))
+    assert train.returncode == 0, train.stderr
+    done = run_in(project, sys.executable, "-m", "stages.sample", "--in", f"guide={tmp_path / 'guide.safetensors'}", "--out", str(tmp_path / "s"))
+    assert done.returncode == 2
+    assert re.fullmatch(r"sample: .*denoiser\.safetensors and .*guide\.safetensors do not belong together: .*\n", done.stderr), done.stderr
+
+
+def test_mirrored_latents_are_refused(project, tmp_path):
+    done = run_in(project, sys.executable, "-m", "stages.train_diffusion", "--set", "flip=0.5", "--out", str(tmp_path))
+    assert done.returncode == 2
+    assert "flip 0.5 mirrors images, not the latents of an autoencoder" in done.stderr
+
+
+class TestSweep:
+    """One point of quality against effort."""
+
+    def point(self, project, out, *settings):
+        arguments = [a for s in ("n=30", "resamples=2", *settings) for a in ("--set", s)]
+        inputs = {Path(d).stem: d for d in read_yaml(ROOT / "recipes/sweep/dvc.yaml")["stages"]["sweep"]["deps"] if not d.endswith(".py")}
+        assert all((project / "recipes/sweep" / path).resolve().is_file() for path in inputs.values())
+        return run_in(project / "recipes/sweep", sys.executable, "-m", "stages.sweep", *arguments, "--out", str(out), PYTHONPATH=str(project))
+
+    @pytest.mark.parametrize(("sampler", "evaluations", "steps"), [("dpmpp_2m", 12, 7), ("heun", 12, 4), ("ddpm", 40, 25)])
+    def test_passes_are_counted(self, project, tmp_path, sampler, evaluations, steps):
+        """No more than asked for, and one more step would be too many; the guide's passes count."""
+        done = self.point(project, tmp_path, f"sampler={sampler}", f"evaluations={evaluations}", "n=200")
+        assert done.returncode == 0, done.stderr
+        row = json.loads((tmp_path / "point.json").read_text())
+        assert (row["sampler"], row["steps"]) == (sampler, steps)
+        assert evaluations - 3 <= row["evaluations"] <= evaluations
+        assert row["fid_over_floor"] > 1
+        assert row["seconds_per_10k"] > 0
+
+    def test_bad_points(self, project, tmp_path):
+        assert "evaluations 1 are not enough for one step of heun" in self.point(project, tmp_path, "sampler=heun", "evaluations=1").stderr
+        assert "n 5000 is more than the" in self.point(project, tmp_path, "n=5000").stderr
+
+    def test_the_report(self, project, tmp_path):
+        points = tmp_path / "points"
+        for i, name in enumerate("ab"):
+            (points / name).mkdir(parents=True)
+            row = {"sampler": name, "steps": 3, "evaluations": 5, "fid_over_floor": 2.5 + i, "spread": 0.1, "seconds_per_10k": 30.0}
+            (points / name / "point.json").write_text(json.dumps(row))
+        command = ("-m", "stages.sweep_report", "--in", f"points={points}", "--out", str(tmp_path / "out"))
+        done = run_in(project / "recipes/sweep", sys.executable, *command, PYTHONPATH=str(project))
+        assert done.returncode == 0, done.stderr
+        table = (tmp_path / "out/table.md").read_text().splitlines()
+        assert table[2:] == ["| a | 3 | 5 | 2.50 ± 0.10 | 30 |", "| b | 3 | 5 | 3.50 ± 0.10 | 30 |"]
+        with Image.open(tmp_path / "out/sweep.png") as picture:
+            assert np.asarray(picture).std() > 10
+        shutil.rmtree(points / "a")
+        shutil.rmtree(points / "b")
+        assert "holds no points" in run_in(project / "recipes/sweep", sys.executable, *command, PYTHONPATH=str(project)).stderr
 
 
 def test_the_report(project):
