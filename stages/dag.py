@@ -158,6 +158,8 @@ def rewritten(file: Path, text: str) -> str:
         elif not matrix.keys() & config.model_fields.keys():  # over sections of params.yaml
             names |= mentioned(config, read_yaml(file.with_name(PARAMS.name)))
         names |= {words[key]: [f"${{item.{key}}}"] for key in matrix if key in words}
+        tables = [key for key in config.model_fields if choices.known(key) and key not in words.values()]
+        names |= {kind: sorted(read_yaml(file.with_name(PARAMS.name))[name][kind]) for kind in tables}  # all of a table, none chosen
         entry["deps"] = data + [up + path for path in code_of(name, names)]
     out = io.StringIO()
     round_trip.dump(dag, out)

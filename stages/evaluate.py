@@ -3,7 +3,8 @@
 fid: Fréchet distance to the training images' features; its floor is the row held_out (test images).
 fid_test_over_floor: to the test images, over the same of random training images, so that
 copies of training images score 1. fid_second: in the features of the classifier that nothing was
-chosen by. The other measures compare with n random training images.
+chosen by. The other measures compare with n random training images. The rows are those whose
+files dvc.yaml lists.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from ldm.classifier import Classifier
     from ldm.frechet import Moments
     from ldm.quality import Manifold
+
+
+ROWS = ["random", "vae_prior", "vae_reconstruction", "diffusion", "held_out"]
 
 
 class Config(Section):
@@ -56,18 +60,24 @@ def run(job: Job[Config]) -> None:
         raise InputError(f"{n} images a row are wanted, but {len(made)} are generated and {len(train)} are for training; lower evaluate.n or raise sample.n")
     first, second = Space.fit(job, inputs, "", n), Space.fit(job, inputs, "_second", n)
     manifold = Manifold.fit(subset(real["train"], n, config.seed).numpy(), config.neighbours)
-    rows = rows_of(train, made, vae, n, config.seed, job.device) | {"held_out": None}
+    rows = [name for name in ROWS if f"{name}.json" in job.outputs]
     table: dict[str, dict[str, Any]] = {}
-    for i, (name, row) in enumerate(track(rows.items(), len(rows), "row", job.name, lambda _: 1)):
-        features, in_second = (space.held_out if row is None else space.features(row, job.device) for space in (first, second))
+    for name in track(rows, len(rows), "row", job.name, lambda _: 1):
+        if name == "held_out":
+            features, in_second = first.held_out, second.held_out
+        else:
+            row = draw_row(name, train, made, vae, n, config.seed)
+            features, in_second = (space.features(row, job.device) for space in (first, second))
         fid, ratio, ratio_test = first.distances(features, name)
         fid_second, ratio_second, _ = second.distances(in_second, name)
         values = {"data": images.config["data"], "n": n, "fid": fid, "fid_over_floor": ratio, "fid_test_over_floor": ratio_test}
         values |= {"fid_second": fid_second, "fid_second_over_floor": ratio_second}
-        values |= measures(features, first, images["train_labels"].numpy(), manifold, config, np.random.default_rng([config.seed, i]))
+        values |= measures(features, first, images["train_labels"].numpy(), manifold, config, np.random.default_rng([config.seed, ROWS.index(name)]))
         job.write(f"{name}.json", json.dumps(values, indent=1).encode())
         table[name] = values
-    job.write("table.md", markdown(table).encode())
+    for file, content in (("table.md", markdown(table).encode()), ("table.png", figure(table))):
+        if file in job.outputs:
+            job.write(file, content)
 
 
 class Space(NamedTuple):
@@ -135,8 +145,23 @@ def markdown(table: dict[str, dict[str, Any]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def rows_of(train: Tensor, made: Tensor, vae: Autoencoder | None, n: int, seed: int, device: str) -> dict[str, Tensor]:
-    """The table's rows that are not of real images: n uint8 images each, by the same path."""
+def figure(table: dict[str, dict[str, Any]]) -> bytes:
+    """PNG: the table, one column a row, for the page of `dvc plots show`."""
+    from matplotlib.figure import Figure
+
+    from stages.figures import png_of
+
+    keys = list(next(iter(table.values())))
+    cells = [[f"{row[key]:.4g}" if isinstance(row[key], float) else str(row[key]) for row in table.values()] for key in keys]
+    picture = Figure(figsize=(1.4 * len(table) + 2, 0.28 * len(keys) + 0.4), layout="constrained")
+    ax = picture.add_subplot()
+    ax.axis("off")
+    ax.table(cells, rowLabels=keys, colLabels=list(table), loc="center", cellLoc="right", bbox=(0.2, 0, 0.8, 1))
+    return png_of(picture)
+
+
+def draw_row(name: str, train: Tensor, made: Tensor, vae: Autoencoder | None, n: int, seed: int) -> Tensor:
+    """The images of a row, uint8 (n, C, H, W), all by the same path. Raises: InputError for an autoencoder's row without one."""
     import torch
 
     from ldm.autoencoder import decode_images, encode_images
@@ -145,13 +170,17 @@ def rows_of(train: Tensor, made: Tensor, vae: Autoencoder | None, n: int, seed: 
     from ldm.quality import subset
 
     generator = torch.Generator().manual_seed(seed)
-    pixels = from_uint8(train)
-    rows = {"random": to_uint8(pixels.mean() + pixels.std() * torch.randn(n, *train.shape[1:], generator=generator))}
-    if vae is not None:
-        mean, log_variance = encode_images(vae, subset(train, n, seed).to(device))
-        eps = torch.randn(2, *mean.shape, generator=generator).to(device)
-        rows |= {"vae_prior": decode_images(vae, eps[0]), "vae_reconstruction": decode_images(vae, draw(mean, log_variance, eps[1]))}
-    return rows | {"diffusion": subset(made, n, seed)}
+    if name == "random":
+        pixels = from_uint8(train)
+        return to_uint8(pixels.mean() + pixels.std() * torch.randn(n, *train.shape[1:], generator=generator))
+    if name == "diffusion":
+        return subset(made, n, seed)
+    if vae is None:
+        raise InputError(f"the row {name} needs an autoencoder; take {name}.json out of the outputs in dvc.yaml")
+    device = next(vae.parameters()).device
+    mean, log_variance = encode_images(vae, subset(train, n, seed).to(device))
+    eps = torch.randn(mean.shape, generator=generator).to(device)
+    return decode_images(vae, eps if name == "vae_prior" else draw(mean, log_variance, eps))
 
 
 main = stage("evaluate", Config, run, __doc__)

@@ -130,7 +130,7 @@ def test_plots(project):
     done = run_in(project, "dvc", "plots", "show")
     assert done.returncode == 0, done.stderr
     page = (project / "dvc_plots/index.html").read_text()
-    assert all(word in page for word in ("grid.png", "denoising.gif", "reconstructions.png", "predicted", "validation_loss"))
+    assert all(word in page for word in ("table.png", "distances.png", "grid.png", "denoising.gif", "reconstructions.png", "predicted", "validation_loss"))
 
 
 def test_latents_moments_are_those_of_the_whole_train_split(project):
