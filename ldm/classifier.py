@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,16 +35,16 @@ class Classifier(nn.Module):
         return self.logits(self.features(x))
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], channels: int, classes: int) -> Classifier:
-        """Build from a plain `train_classifier` section. Weights are random."""
+    def from_config(cls, config: Mapping[str, Any], shape: Sequence[int], classes: int) -> Classifier:
+        """Build from a plain `train_classifier` section, for images (C, H, W). Weights are random."""
         name = config["classifier"]
-        return cls(choices.build("classifiers", name, config["classifiers"][name], channels), classes)
+        return cls(choices.build("classifiers", name, config["classifiers"][name], tuple(shape)), classes)
 
     @classmethod
     def from_artifact(cls, artifact: Artifact) -> Classifier:
         """The trained classifier, in evaluation mode. Raises: InputError where the weights do not fit."""
         config = artifact.config
-        classifier = cls.from_config(config, config["channels"], config["classes"])
+        classifier = cls.from_config(config, config["shape"], config["classes"])
         artifact.load_into(classifier)
         return classifier.eval()
 
@@ -67,6 +67,7 @@ def augment(x: Tensor, generator: Generator, *, shift: float, rotation: float, s
     angle, zoom = uniform(rotation).deg2rad(), 1 + uniform(scale)
     right, down = uniform(2 * shift / x.shape[-1]), uniform(2 * shift / x.shape[-2])
     cos, sin = zoom * angle.cos(), zoom * angle.sin()
-    matrix = torch.stack([cos, -sin, right, sin, cos, down], 1).view(-1, 2, 3)
+    high = x.shape[-2] / x.shape[-1]  # the grid's coordinates run from −1 to 1 along both sides
+    matrix = torch.stack([cos, -sin * high, right, sin / high, cos, down], 1).view(-1, 2, 3)
     grid = F.affine_grid(matrix, list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, align_corners=False)

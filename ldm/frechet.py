@@ -92,11 +92,11 @@ def bootstrap_spread(features: Features, reference: Moments, resamples: int, rng
 def frechet_at_infinity(features: Features, reference: Moments, points: int, rng: np.random.Generator) -> float:
     """The distance extrapolated to infinitely many samples, by a line in 1 / n (Chong & Forsyth 2020, arXiv:1911.07023).
 
-    features: (n, d), of which random subsets from n / 2 (at least 2 d) to n are scored.
+    features: (n, d), of which random subsets from n / 2 to n are scored. Raises: InputError for n < 4 d.
     """
     n, d = features.shape
-    if n <= 2 * d:
-        raise InputError(f"{n} samples of {d} features are too few to extrapolate; at least {2 * d + 1} are needed")
-    sizes = np.linspace(max(n // 2, 2 * d), n, points).astype(int)
+    if n < 4 * d:
+        raise InputError(f"{n} samples of {d} features are too few to extrapolate; at least {4 * d} are needed")
+    sizes = np.linspace(n // 2, n, points).astype(int)
     distances = [frechet_distance(moments(features[rng.permutation(n)[:size]]), reference) for size in sizes]
     return float(np.polyfit(1 / sizes, distances, 1)[1])

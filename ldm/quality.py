@@ -15,11 +15,15 @@ from ldm.errors import InputError
 Features = NDArray[np.floating]
 
 
-def subset(x: Tensor, n: int, seed: int) -> Tensor:
-    """n rows drawn at random without replacement, for the same rows of every tensor of one length; all, in order, when there are n."""
+def subset(x: Tensor, n: int, seed: int, part: int = 0) -> Tensor:
+    """n rows drawn at random without replacement, the same rows of every tensor of one length; all, in order, when there are n.
+
+    Another part of the same seed is disjoint, as far as there are rows enough.
+    """
     if len(x) == n:
         return x
-    return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:n]]
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    return x[order.roll(-part * n)[:n]]
 
 
 def kernel_distance(x: Features, y: Features, subsets: int, size: int, rng: np.random.Generator) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ast
 import io
+import re
 from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib import import_module
@@ -64,14 +65,14 @@ def _sections_in(config: type[Section]) -> list[type[Section]]:
     return [f.annotation for f in config.model_fields.values() if isinstance(f.annotation, type) and issubclass(f.annotation, Section)]
 
 
-def code_of(name: str, names: dict[str, list[str]]) -> list[str]:
+def code_of(stage: str, names: dict[str, list[str]]) -> list[str]:
     """The files a stage depends on, sorted, given the names (or templates of them) chosen of each kind."""
-    files, kinds = closure(ROOT / "stages" / f"{name}.py")
+    files, kinds = closure(ROOT / "stages" / f"{stage}.py")
     plain = {str(f.relative_to(ROOT)) for f in files if f.parent.parent != ROOT / "ldm"}
     chosen = set()
     for kind in kinds:
         has_models = any((ROOT / "ldm" / kind).glob("*_model.py"))
-        chosen |= {f"ldm/{kind}/{chosen}{end}.py" for chosen in names.get(kind, []) for end in ("", "_model")[: 1 + has_models]}
+        chosen |= {f"ldm/{kind}/{name}{end}.py" for name in names.get(kind, []) for end in ("", "_model")[: 1 + has_models]}
     return sorted(plain) + sorted(chosen)
 
 
@@ -147,7 +148,10 @@ def rewritten(file: Path, text: str) -> str:
     # a recipe that reads the pipeline's params.yaml goes on from the pipeline's choices
     pipeline = read_yaml(ROOT / DAG)["stages"] if "vars" in dag else dag["stages"]
     for entry in dag["stages"].values():
-        name = entry["cmd"].partition("-m stages.")[2].split()[0]
+        module = re.search(r"-m stages\.(\w+)", entry["cmd"])
+        if module is None:
+            continue  # a command of the user's own
+        name = module[1]
         config, matrix = stage_config(name), entry.get("matrix", {})
         words = choice_fields(config)
         data = [d for d in entry["deps"] if not d.endswith(".py")]

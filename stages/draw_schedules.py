@@ -34,7 +34,7 @@ def run(job: Job[Config]) -> None:
         schedule = choices.build("schedules", name, options)
         signal.plot(t, schedule.alpha(t) ** 2, label=name)
         ratio.plot(t, 2 * schedule.half_log_snr(t))
-    signal.set(xlabel="t", ylabel="α² (the cumulative product of 1 − β)")
+    signal.set(xlabel="t", ylabel="α² (in a chain, the product of 1 − β)")
     ratio.set(xlabel="t", ylabel="log SNR", ylim=(-15, 15))
     signal.legend()
     job.write("schedules.png", png_of(picture))

@@ -3,7 +3,8 @@
 fid: Fréchet distance to the training images' features; its floor is the row held_out (test images).
 fid_test_over_floor: to the test images, over the same of random training images, so that
 copies of training images score 1. fid_second: in the features of the classifier that nothing was
-chosen by. The other measures compare with n random training images. The rows are those whose
+chosen by. KID, precision, recall, density and coverage compare with n random training images,
+of which vae_reconstruction reconstructs none; label_tv with all training labels. The rows are those whose
 files dvc.yaml lists.
 """
 
@@ -73,9 +74,9 @@ def run(job: Job[Config]) -> None:
         values = {"data": images.config["data"], "n": n, "fid": fid, "fid_over_floor": ratio, "fid_test_over_floor": ratio_test}
         values |= {"fid_second": fid_second, "fid_second_over_floor": ratio_second}
         values |= measures(features, first, images["train_labels"].numpy(), manifold, config, np.random.default_rng([config.seed, ROWS.index(name)]))
-        job.write(f"{name}.json", json.dumps(values, indent=1).encode())
         table[name] = values
-    for file, content in (("table.md", markdown(table).encode()), ("table.png", figure(table))):
+    files = {f"{name}.json": json.dumps(values, indent=1).encode() for name, values in table.items()}
+    for file, content in (files | {"table.md": markdown(table).encode(), "table.png": figure(table)}).items():
         if file in job.outputs:
             job.write(file, content)
 
@@ -118,8 +119,8 @@ class Space(NamedTuple):
         return fid, fid / self.floor, frechet_distance(fitted, self.test) / self.floor_test
 
 
-def measures(features: np.ndarray, space: Space, labels: np.ndarray, real: Manifold, config: Config, rng: np.random.Generator) -> dict[str, float]:
-    """What a row says beside the ratios."""
+def measures(features: np.ndarray, space: Space, labels: np.ndarray, real: Manifold, config: Config, rng: np.random.Generator) -> dict[str, float | None]:
+    """What a row says beside the ratios; no extrapolation from fewer than four samples a feature."""
     import torch
 
     from ldm import frechet, quality
@@ -129,7 +130,7 @@ def measures(features: np.ndarray, space: Space, labels: np.ndarray, real: Manif
     kid, kid_std = quality.kernel_distance(features, real.features, config.kid_subsets, config.kid_size, rng)
     return {
         "fid_spread": frechet.bootstrap_spread(features, space.train, config.resamples, rng),
-        "fid_infinity": frechet.frechet_at_infinity(features, space.train, config.points, rng),
+        "fid_infinity": frechet.frechet_at_infinity(features, space.train, config.points, rng) if len(features) >= 4 * features.shape[1] else None,
         "kid": kid,
         "kid_std": kid_std,
         **quality.precision_recall(real, quality.Manifold.fit(features, config.neighbours)),
@@ -141,22 +142,27 @@ def markdown(table: dict[str, dict[str, Any]]) -> str:
     """The table, one line a row, numbers to four digits."""
     keys = list(next(iter(table.values())))
     lines = [["images", *keys], ["---"] * (len(keys) + 1)]
-    lines += [[name, *(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values())] for name, row in table.items()]
+    lines += [[name, *map(_cell, row.values())] for name, row in table.items()]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def figure(table: dict[str, dict[str, Any]]) -> bytes:
     """PNG: the table, one column a row, for the page of `dvc plots show`."""
     from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
 
     from stages.figures import png_of
 
     keys = list(next(iter(table.values())))
-    cells = [[f"{row[key]:.4g}" if isinstance(row[key], float) else str(row[key]) for row in table.values()] for key in keys]
+    cells = [[_cell(row[key]) for row in table.values()] for key in keys]
     picture = Figure(figsize=(1.4 * len(table) + 2, 0.28 * len(keys) + 0.4), layout="constrained")
     ax = picture.add_subplot()
     ax.axis("off")
-    ax.table(cells, rowLabels=keys, colLabels=list(table), loc="center", cellLoc="right", bbox=(0.2, 0, 0.8, 1))
+    ax.table(cells, rowLabels=keys, colLabels=list(table), loc="center", cellLoc="right", bbox=Bbox.from_bounds(0.2, 0, 0.8, 1))
     return png_of(picture)
 
 
@@ -169,7 +175,7 @@ def draw_row(name: str, train: Tensor, made: Tensor, vae: Autoencoder | None, n:
     from ldm.pixels import from_uint8, to_uint8
     from ldm.quality import subset
 
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed + ROWS.index(name))
     if name == "random":
         pixels = from_uint8(train)
         return to_uint8(pixels.mean() + pixels.std() * torch.randn(n, *train.shape[1:], generator=generator))
@@ -178,7 +184,8 @@ def draw_row(name: str, train: Tensor, made: Tensor, vae: Autoencoder | None, n:
     if vae is None:
         raise InputError(f"the row {name} needs an autoencoder; take {name}.json out of the outputs in dvc.yaml")
     device = next(vae.parameters()).device
-    mean, log_variance = encode_images(vae, subset(train, n, seed).to(device))
+    originals = subset(train, n, seed, part=1)  # not those of part 0, which the row is compared with
+    mean, log_variance = encode_images(vae, originals.to(device))
     eps = torch.randn(mean.shape, generator=generator).to(device)
     return decode_images(vae, eps if name == "vae_prior" else draw(mean, log_variance, eps))
 

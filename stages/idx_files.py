@@ -48,22 +48,23 @@ def obtain(name: str, root: Path) -> bool:
 
 
 def download(name: str, root: Path) -> bool:
-    """Download the set into the root by torchvision, into a side folder first; False without a connection."""
+    """Download the set into the root by torchvision, into a side folder first; False without a connection or where the root cannot be written."""
     import shutil
     import tempfile
 
     from torchvision import datasets
 
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root, prefix=".download.") as folder:
-        try:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root, prefix=".download.") as folder:
             getattr(datasets, name)(folder, download=True)
-        except (OSError, RuntimeError) as error:
-            print(f"prepare_data: the download failed ({error})", file=sys.stderr)
-            return False
-        for packed in Path(folder).glob(f"{name}/raw/*.gz"):
-            packed.unlink()
-        shutil.move(Path(folder) / name, root / name)
+            for packed in Path(folder).glob(f"{name}/raw/*.gz"):
+                packed.unlink()
+            (root / name).mkdir(exist_ok=True)
+            shutil.move(Path(folder) / name / "raw", root / name / "raw")
+    except (OSError, RuntimeError) as error:
+        print(f"prepare_data: the download into {root} failed ({error})", file=sys.stderr)
+        return False
     return True
 
 

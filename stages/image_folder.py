@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm.errors import InputError
+from stages.cli import warn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +34,9 @@ def read(root: Path) -> tuple[Tensor, Tensor]:
             raise InputError(f"{folder} holds no PNG image; put some there, or remove it")
     if not 2 <= len(classes) <= 256:
         raise InputError(f"{root} holds {len(classes)} sub-folders; one per class is wanted, 2 to 256 of them")
+    others = sum(path.is_file() for folder in classes for path in folder.iterdir()) - len(files)
+    if others:
+        warn("prepare_data", f"{others} files in {root} do not end in .png, and are left out")
     first = _pixels(files[0][0])
     images = np.empty((len(files), *first.shape), np.uint8)
     for i, (path, _) in enumerate(files):
@@ -49,12 +53,12 @@ def _pixels(path: Path) -> np.ndarray:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=["PNG"]) as image:
             image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} is not a readable image ({error}); replace or remove it") from None
+        raise InputError(f"{path} is not a readable PNG image ({error}); replace or remove it") from None
     if image.mode not in CHANNELS:
-        raise InputError(f"{path} has the mode {image.mode}; grey (L) or colour (RGB) of 8 bits is wanted")
+        raise InputError(f"{path} has the mode {image.mode}; grey (L) or colour (RGB) of 8 bits is wanted: convert it")
     return np.asarray(image).reshape(image.height, image.width, CHANNELS[image.mode]).transpose(2, 0, 1)
 
 

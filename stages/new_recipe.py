@@ -21,14 +21,25 @@ from stages import params
 from stages.cli import DAG, PARAMS, read_yaml, run_command, with_settings
 from stages.dag import ROOT, rewritten
 
+NEEDED = ("prepare_data", "train_diffusion", "sample", "evaluate")  # what a recipe to start from must have
+OF_AUTOENCODER = ("vae_prior.json", "vae_reconstruction.json", "reconstructions.png")  # what other stages write of it
+
 
 def without(dag: dict[str, Any], name: str) -> None:
-    """Take a stage out of a DAG, with its outputs wherever they are read, shown or scored. Raises: InputError for an unknown one."""
+    """Take a stage out of a DAG, with its outputs wherever they are shown; of the autoencoder, wherever they are read.
+
+    Raises: InputError for an unknown stage, and for another one whose outputs are read.
+    """
     stages = dag["stages"]
     if name not in stages:
         raise InputError(f"--without {name}: unknown stage; known are {', '.join(stages)}")
-    gone = {str(path_of(out)) for out in stages.pop(name)["outs"]}
-    gone |= {str(path_of(out)) for entry in stages.values() for out in entry["outs"] if is_about(out, name)}
+    gone = {path_of(out) for out in stages[name]["outs"]}
+    readers = [other for other, entry in stages.items() if gone & set(entry["deps"])]
+    if name == "train_vae":
+        gone |= {path_of(out) for entry in stages.values() for out in entry["outs"] if Path(path_of(out)).name in OF_AUTOENCODER}
+    elif readers or name in NEEDED:
+        raise InputError(f"--without {name}: {', '.join(readers) or 'the table'} cannot do without it; of the stages that others read only train_vae can go")
+    del stages[name]
     for entry in stages.values():
         entry["deps"] = [dep for dep in entry["deps"] if dep not in gone]
         entry["outs"] = [out for out in entry["outs"] if path_of(out) not in gone]
@@ -37,49 +48,47 @@ def without(dag: dict[str, Any], name: str) -> None:
 
 
 def path_of(entry: Any) -> str:
-    """The path of an output or plot, which may be a mapping from it to options."""
+    """The path of an output, which may be a mapping from it to options."""
     return next(iter(entry)) if isinstance(entry, dict) else entry
-
-
-def is_about(out: Any, name: str) -> bool:
-    """Whether an output of another stage shows what the stage made: what is left without it does not write that."""
-    return name == "train_vae" and Path(path_of(out)).stem in ("vae_prior", "vae_reconstruction", "reconstructions")
 
 
 @click.command(help=__doc__)
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--from", "source", type=click.Path(path_type=Path), default=Path(), help="Folder of the recipe to start from; the pipeline itself by default.")
+@click.option("--from", "source", type=click.Path(path_type=Path), default=ROOT, help="Folder of the recipe to start from; the pipeline itself by default.")
 @click.option("--without", "dropped", multiple=True, metavar="STAGE", help="Leave a stage out (repeatable).")
 @click.option("--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a parameter (repeatable).")
 def command(folder: Path, source: Path, dropped: tuple[str, ...], settings: tuple[str, ...]) -> None:
     if folder.exists():
         raise InputError(f"{folder} exists already; choose another folder, or remove it")
-    if ROOT not in folder.resolve().parents:
-        raise InputError(f"{folder} lies outside the project; a recipe lives below {ROOT}, such as recipes/mine")
-    for path in (source / DAG, source / PARAMS):
-        read_yaml(path)  # the one-line errors
+    if folder.resolve().parent != ROOT / "recipes":
+        raise InputError(f"{folder} is not a folder in {ROOT / 'recipes'}; a recipe lives there, such as recipes/mine")
+    read_yaml(source / PARAMS)  # the one-line errors
+    missing = [name for name in NEEDED if name not in read_yaml(source / DAG).get("stages", {})]
+    if missing:
+        raise InputError(f"--from {source}: it has no stage {missing[0]}, so it is not a pipeline to start from; take fashion_ddpm, or none for the pipeline")
     yaml = YAML()  # keeps comments and anchors
     yaml.width = 200
     yaml.indent(mapping=2, sequence=4, offset=2)
-    dag, values = (yaml.load((source / name).read_text("utf-8")) for name in (DAG, PARAMS))
+    dag, values = (yaml.load((source / file).read_text("utf-8")) for file in (DAG, PARAMS))
     for name in dropped:
         without(dag, name)
         values.pop(name, None)
-    data = values["prepare_data"]
-    if not Path(data["root"]).is_absolute():
-        data["root"] = os.path.relpath(source / data["root"], folder)
+    values["prepare_data"]["root"] = str(source.resolve() / values["prepare_data"]["root"])
     with_settings(values, settings)
+    root = Path(str(values["prepare_data"]["root"]))
+    if not root.is_absolute() or ROOT in root.parents:  # a path from here, or one inside the project
+        values["prepare_data"]["root"] = os.path.relpath(root.resolve(), folder)
     folder.mkdir(parents=True)
     try:
-        for name, content in ((DAG, dag), (PARAMS, values)):
+        for file, content in ((DAG, dag), (PARAMS, values)):
             text = io.StringIO()
             yaml.dump(content, text)
-            write_atomic(folder / name, text.getvalue().encode())
+            write_atomic(folder / file, text.getvalue().encode())
         write_atomic(folder / DAG, rewritten(folder / DAG, (folder / DAG).read_text("utf-8")).encode())
         params.check(folder / PARAMS, folder / DAG)
     except BaseException:
-        for name in (DAG, PARAMS):
-            (folder / name).unlink(missing_ok=True)
+        for file in (DAG, PARAMS):
+            (folder / file).unlink(missing_ok=True)
         folder.rmdir()
         raise
     print(f"{folder} is ready: change its {PARAMS}, then run dvc repro {folder / DAG}")

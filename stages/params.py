@@ -29,7 +29,7 @@ def check(path: Path, dag: Path) -> None:
 
 
 def check_together(path: Path, sections: dict[str, dict[str, Any]]) -> None:
-    """What no section can know alone: the sampler's levels exist, and there are enough samples to score."""
+    """What no section can know alone: the sampler's levels exist, the classifiers differ, and there are enough samples to score."""
     train, sample, evaluate = (sections[name] for name in ("train_diffusion", "sample", "evaluate"))
     schedule = choices.build("schedules", train["schedule"], train["schedules"][train["schedule"]])
     spacing = choices.build("spacings", sample["spacing"], sample["spacings"][sample["spacing"]])
@@ -37,6 +37,9 @@ def check_together(path: Path, sections: dict[str, dict[str, Any]]) -> None:
         spacing(schedule, sample["steps"])
     except InputError as error:
         raise InputError(f"{path}: sample.steps: {error}") from None
+    first, second = (sections[f"train_{kind}"]["classifier"] for kind in ("classifier", "second_classifier"))
+    if first == second:
+        raise InputError(f"{path}: train_second_classifier.classifier: {second!r} is the first one's too; the second must be of another shape to check it")
     if sample["n"] < evaluate["n"]:
         raise InputError(f"{path}: sample.n: {sample['n']} samples are fewer than evaluate.n {evaluate['n']}; raise the one or lower the other")
 

@@ -63,7 +63,7 @@ def run(job: Job[Config]) -> None:
     classes = max(int(labels.max()) for _, labels in splits.values()) + 1
     sizes = ", ".join(f"{len(labels)} {name}" for name, (_, labels) in splits.items())
     print(f"prepare_data: {data}: {sizes} images; to take another source later: dvc repro -f prepare_data")
-    # the data are named by their content, so the configuration leaves out where they came from
+    # the set has a name, or that of its folder, and its content has the hash: where it came from is left out
     artifacts.save(job.outputs["images.safetensors"], "images", tensors, {"data": data, "seed": config.seed, "limit": config.limit, "classes": classes})
 
 

@@ -58,9 +58,12 @@ def run(job: Job[Config]) -> None:
     features, denoiser = inputs["features"], Guided.from_artifacts(inputs["denoiser"], inputs["guide"], **config.guidance.model_dump(), device=job.device)
     if len(features["validation"]) < config.n:
         raise InputError(f"n {config.n} is more than the {len(features['validation'])} validation images that make the floor; lower sweep.n")
+    train, held_out = moments(features["train"].numpy(), "training images"), subset(features["validation"], config.n, config.seed)
+    floor = frechet_distance(moments(held_out.numpy(), "validation images"), train)
     vae, standardiser = from_artifact(inputs.get("vae")).to(job.device), Standardiser.from_artifact(inputs["latents"], job.device)
     sampler, spacing = (choices.build(*config.chosen(word)) for word in ("sampler", "spacing"))
-    steps = bisect_right(range(1, config.evaluations + 1), config.evaluations, key=lambda n: passes(denoiser, sampler, spacing, n))
+    most = min(config.evaluations, denoiser.schedule.steps or config.evaluations)
+    steps = bisect_right(range(1, most + 1), config.evaluations, key=lambda n: passes(denoiser, sampler, spacing, n))
     if not steps:
         raise InputError(f"evaluations {config.evaluations} are not enough for one step of {config.sampler}")
     sigmas = spacing(denoiser.schedule, steps)
@@ -75,8 +78,6 @@ def run(job: Job[Config]) -> None:
             paces.append((time.perf_counter() - begin) / len(part))
     network = Classifier.from_artifact(inputs["classifier"]).to(job.device)
     of = in_batches(network.features, torch.cat(images).to(job.device)).cpu().numpy()
-    train, held_out = moments(features["train"].numpy(), "training images"), subset(features["validation"], config.n, config.seed)
-    floor = frechet_distance(moments(held_out.numpy(), "validation images"), train)
     values: dict[str, Any] = {
         "data": inputs["images"].config["data"],
         "n": config.n,

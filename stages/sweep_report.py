@@ -15,10 +15,16 @@ class Config(Section):
 
 
 def run(job: Job[Config]) -> None:
-    points = [json.loads(path.read_text("utf-8")) for path in sorted(job.inputs["points"].glob("*/point.json"))]
-    if not points:
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for path in sorted(job.inputs["points"].glob("*/point.json")):
+        try:
+            point = json.loads(path.read_text("utf-8"))
+            found[point["sampler"], point["evaluations"]] = point  # two numbers of evaluations may allow for the same steps
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f"{path} is not a point of the sweep; remove it, and run 'dvc repro recipes/sweep/dvc.yaml'") from None
+    if not found:
         raise InputError(f"{job.inputs['points']} holds no points; run 'dvc repro recipes/sweep/dvc.yaml'")
-    points.sort(key=lambda p: (p["sampler"], p["evaluations"]))
+    points = [found[key] for key in sorted(found)]
     job.write("sweep.png", figure(points))
     job.write("table.md", markdown(points).encode())
 

@@ -42,8 +42,8 @@ def run(job: Job[Config], kind: str = "classifier") -> None:
     generator = torch.Generator(job.device).manual_seed(config.seed)
     tensors = {name: tensor.to(job.device) for name, tensor in images.tensors.items()}
     x, y = tensors["train_images"], tensors["train_labels"].long()
-    classes, channels = images.config["classes"], x.shape[1]
-    classifier = Classifier.from_config(config.resolved(), channels, classes).to(job.device)
+    classes, shape = images.config["classes"], list(x.shape[1:])
+    classifier = Classifier.from_config(config.resolved(), shape, classes).to(job.device)
     order = batches(len(x), config.optimisation.batch_size, generator)
 
     def loss() -> Tensor:
@@ -66,7 +66,7 @@ def run(job: Job[Config], kind: str = "classifier") -> None:
     rows = (f"{a},{p}\n" for a, p in zip(labels.tolist(), predicted.tolist(), strict=True))
     job.write("confusion.csv", ("actual,predicted\n" + "".join(rows)).encode())
     job.write("metrics.json", json.dumps(metrics, indent=1).encode())
-    job.save(kind, averaged.state_dict(), [images], classes=classes, channels=channels)
+    job.save(kind, averaged.state_dict(), [images], classes=classes, shape=shape)
 
 
 main = stage("train_classifier", Config, run, __doc__)

@@ -224,7 +224,7 @@ def two_classes(folder: Path) -> Path:
         (lambda root: picture(root / "b/9.png", (8, 8)), "images/b/9.png is 8 × 8 in grey, but images/a/0.png is 12 × 8 in grey"),
         (lambda root: picture(root / "b/9.png", mode="RGB"), "images/b/9.png is 12 × 8 in colour"),
         (lambda root: picture(root / "b/9.png", mode="RGBA"), "images/b/9.png has the mode RGBA; grey (L) or colour (RGB)"),
-        (lambda root: (root / "b/9.png").write_bytes((root / "b/0.png").read_bytes()[:40]), "images/b/9.png is not a readable image"),
+        (lambda root: (root / "b/9.png").write_bytes((root / "b/0.png").read_bytes()[:40]), "images/b/9.png is not a readable PNG image"),
         (lambda root: (root / "c").mkdir(), "images/c holds no PNG image"),
         (lambda root: shutil.rmtree(root / "b"), "images holds 1 sub-folders; one per class is wanted"),
         (lambda root: shutil.rmtree(root), "images is not a folder"),

@@ -95,6 +95,25 @@ def test_a_patch_sees_the_grid_it_stands_for():
     assert unet.stem.weight.shape[1] == 4
 
 
+CONV_UNET = {"channels": [16, 24, 32], "blocks": 2, "embedding": 16}
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 7), (1, 8, 12)])
+def test_the_tutorials_unet(shape):
+    torch.manual_seed(0)
+    unet = choices.build("networks", "conv_unet", CONV_UNET, shape)
+    x, t = torch.randn(4, *shape), torch.rand(4)
+    out = unet(x, t)
+    assert out.shape == x.shape
+    assert not torch.allclose(unet(x, t * 0.5), out, atol=1e-4)
+    torch.testing.assert_close(unet(x[2:3], t[2:3])[0], out[2], rtol=1e-4, atol=1e-5)
+    out.square().sum().backward()
+    dead = [name for name, p in unet.named_parameters() if not p.grad.abs().sum() > 0 and not name.endswith("conv.bias")]
+    assert dead == []  # a bias before an instance norm does nothing
+    with pytest.raises(InputError, match="5 levels are too many for a grid of 7 × 7"):
+        choices.build("networks", "conv_unet", CONV_UNET | {"channels": [8] * 5}, (2, 7, 7))
+
+
 def test_pixels_are_their_own_latents():
     images = torch.randint(256, (7, 3, 6, 5), dtype=torch.uint8)
     mean, log_variance = encode_images(Pixels(), images, 3)
@@ -158,13 +177,33 @@ def test_active_dimensions_counts_those_that_vary():
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 20)])
 def test_classifiers_have_128_features(config, shape):
     torch.manual_seed(0)
-    classifier = Classifier.from_config(config, shape[0], 10).eval()
+    classifier = Classifier.from_config(config, shape, 10).eval()
     images = torch.randint(256, (50, *shape), dtype=torch.uint8)
     features = in_batches(classifier.features, images, batch_size=16)
     assert features.shape == (50, FEATURES) == (50, 128)
     torch.testing.assert_close(features, in_batches(classifier.features, images), rtol=1e-4, atol=1e-5)
     with torch.inference_mode():
         torch.testing.assert_close(classifier.logits(features), in_batches(classifier, images))
+
+
+def test_a_quarter_turn_of_an_image_that_is_not_square():
+    """45° twice: a bar lies across what it stood along, at its length; in normalised coordinates alone it would be sheared."""
+    x = torch.zeros(1, 1, 40, 20)
+    x[..., 14:26, 9:11] = 1
+    generator = torch.Generator().manual_seed(0)
+    turned = [augment(x, generator, shift=0.0, rotation=45.0, scale=0.0) for _ in range(30)]
+    lengths = []
+    for image in turned:
+        ys, xs = torch.meshgrid(torch.arange(40.0), torch.arange(20.0), indexing="ij")
+        weight = image[0, 0] / image.sum()
+        dy, dx = ys - (weight * ys).sum(), xs - (weight * xs).sum()
+        lengths.append(float((weight * (dy**2 + dx**2)).sum()))  # the bar's moment of inertia, which no turn changes
+    assert max(lengths) / min(lengths) < 1.1
+
+
+def test_a_residual_classifier_needs_even_sides():
+    with pytest.raises(InputError, match="images of 27 × 27 pixels do not halve"):
+        choices.build("classifiers", "residual", RESIDUAL["residual"], (1, 27, 27))
 
 
 def test_augmentation_stays_within_its_bounds():

@@ -97,6 +97,7 @@ def test_the_table(project):
     for values in table.values():
         assert list(values)[:5] == ["data", "n", "fid", "fid_over_floor", "fid_test_over_floor"]
         assert list(values)[5:7] == ["fid_second", "fid_second_over_floor"]
+        assert values["fid_infinity"] is None  # of 300 images
         assert len(values) == 17
         assert (values["data"], values["n"]) == ("mnist-5k-limit-300", 300)
     assert table["held_out"]["fid_over_floor"] == 1
@@ -330,7 +331,7 @@ class TestSweep:
         assert all((project / "recipes/sweep" / path).resolve().is_file() for path in inputs.values())
         return run_in(project / "recipes/sweep", sys.executable, "-m", "stages.sweep", *arguments, "--out", str(out), PYTHONPATH=str(project))
 
-    @pytest.mark.parametrize(("sampler", "evaluations", "steps"), [("dpmpp_2m", 12, 7), ("heun", 12, 4), ("ddpm", 40, 25)])
+    @pytest.mark.parametrize(("sampler", "evaluations", "steps"), [("dpmpp_2m", 12, 7), ("heun", 16, 6), ("ddpm", 40, 25)])
     def test_passes_are_counted(self, project, tmp_path, sampler, evaluations, steps):
         """No more than asked for, and one more step would be too many; the guide's passes count."""
         done = self.point(project, tmp_path, f"sampler={sampler}", f"evaluations={evaluations}", "n=200")
@@ -341,9 +342,22 @@ class TestSweep:
         assert row["fid_over_floor"] > 1
         assert row["seconds_per_10k"] > 0
 
-    def test_bad_points(self, project, tmp_path):
-        assert "evaluations 1 are not enough for one step of heun" in self.point(project, tmp_path, "sampler=heun", "evaluations=1").stderr
-        assert "n 5000 is more than the" in self.point(project, tmp_path, "n=5000").stderr
+    @pytest.mark.parametrize(
+        ("settings", "words"),
+        [
+            (["n=5000"], "n 5000 is more than the 300 validation images"),
+            (["n=128"], "validation images: 128 samples cannot give the covariance"),
+            (
+                ["n=200", "evaluations=1", "guidance.sigma_max=1e+9", "spacing=karras", "spacings.karras.sigma_max=3.0"],
+                "evaluations 1 are not enough for one step",
+            ),
+        ],
+    )
+    def test_bad_points(self, project, tmp_path, settings, words):
+        done = self.point(project, tmp_path, *settings)
+        assert done.returncode == 2
+        assert words in done.stderr.splitlines()[-1]
+        assert not (tmp_path / "point.json").exists()
 
     def test_the_report(self, project, tmp_path):
         points = tmp_path / "points"
@@ -358,6 +372,8 @@ class TestSweep:
         assert table[2:] == ["| a | 3 | 5 | 2.50 ± 0.10 | 30 |", "| b | 3 | 5 | 3.50 ± 0.10 | 30 |"]
         with Image.open(tmp_path / "out/sweep.png") as picture:
             assert np.asarray(picture).std() > 10
+        (points / "a/point.json").write_text("{}")
+        assert "a/point.json is not a point of the sweep" in run_in(project / "recipes/sweep", sys.executable, *command, PYTHONPATH=str(project)).stderr
         shutil.rmtree(points / "a")
         shutil.rmtree(points / "b")
         assert "holds no points" in run_in(project / "recipes/sweep", sys.executable, *command, PYTHONPATH=str(project)).stderr

@@ -105,7 +105,7 @@ def digits() -> Digits:
     images = torch.from_numpy(pixels[order].astype(np.uint8)).view(-1, 1, 28, 28)
     y = torch.from_numpy(labels[order].astype(np.int64))
     torch.manual_seed(0)
-    network = Classifier.from_config({"classifier": "conv", "classifiers": {"conv": {"width": 8}}}, 1, 10)
+    network = Classifier.from_config({"classifier": "conv", "classifiers": {"conv": {"width": 8}}}, (1, 28, 28), 10)
     optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
     index = batches(3500, 100, torch.Generator().manual_seed(0))
     for _ in range(200):

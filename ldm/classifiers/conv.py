@@ -18,8 +18,8 @@ class Options(Section):
     width: int = Field(ge=1, description="channels of the first convolution")
 
 
-def build(options: Options, channels: int) -> nn.Module:
-    """The body for images of so many channels."""
+def build(options: Options, shape: tuple[int, ...]) -> nn.Module:
+    """The body for images (C, H, W)."""
     from ldm.classifiers.conv_model import body
 
-    return body(channels, options.width)
+    return body(shape[0], options.width)

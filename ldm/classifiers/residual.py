@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from ldm.config import Section
+from ldm.errors import InputError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,8 +20,11 @@ class Options(Section):
     blocks: int = Field(ge=1, description="residual blocks of each of the two grids")
 
 
-def build(options: Options, channels: int) -> nn.Module:
-    """The body for images of so many channels."""
+def build(options: Options, shape: tuple[int, ...]) -> nn.Module:
+    """The body for images (C, H, W). Raises: InputError unless H and W are even."""
+    if shape[1] % 2 or shape[2] % 2:
+        raise InputError(f"classifiers.residual: images of {shape[1]} × {shape[2]} pixels do not halve; both sides must be even")
+
     from ldm.classifiers.residual_model import body
 
-    return body(channels, options.width, options.blocks)
+    return body(shape[0], options.width, options.blocks)

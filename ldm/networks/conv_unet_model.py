@@ -24,8 +24,8 @@ class ConvUNet(nn.Module):
         half = options.embedding // 2
         self.register_buffer("frequencies", torch.exp(-math.log(1000) * torch.arange(half) / (half - 1)), persistent=False)
 
-        def level(c_in: int, c_out: int) -> nn.ModuleList:
-            return nn.ModuleList([Block(a, c_out, options.embedding) for a in [c_in] + [c_out] * (options.blocks - 1)])
+        def level(c_in: int, c_out: int) -> Level:
+            return Level([Block(a, c_out, options.embedding) for a in [c_in] + [c_out] * (options.blocks - 1)])
 
         sizes = options.channels
         self.down = nn.ModuleList([level(a, b) for a, b in pairwise([in_channels, *sizes])])
@@ -36,23 +36,27 @@ class ConvUNet(nn.Module):
         angles = 1000 * t[:, None] * self.frequencies
         emb = torch.cat([angles.sin(), angles.cos()], 1)  # (B, embedding)
         skips: list[Tensor] = []
-        for blocks in self.down:
-            if skips:
-                x = F.avg_pool2d(x, 2, ceil_mode=True)
-            for block in blocks:
-                x = block(x, emb)
+        for level in self.down:
+            x = level(F.avg_pool2d(x, 2, ceil_mode=True) if skips else x, emb)
             skips.append(x)
         skips.pop()
-        for blocks in self.up:
+        for level in self.up:
             skip = skips.pop()
-            x = torch.cat([F.interpolate(x, size=skip.shape[-2:], mode="nearest"), skip], 1)
-            for block in blocks:
-                x = block(x, emb)
+            x = level(torch.cat([F.interpolate(x, size=skip.shape[-2:], mode="nearest"), skip], 1), emb)
         return self.head(x)
 
 
+class Level(nn.ModuleList):
+    """Blocks on one grid."""
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        for block in self:
+            x = block(x, emb)
+        return x
+
+
 class Block(nn.Module):
-    """Convolution, instance norm, the time's linear map added, leaky ReLU: (B, c_in, h, w) → (B, c_out, h, w)."""
+    """Convolution, instance norm, a linear map of the rectified time embedding added, leaky ReLU: (B, c_in, h, w) → (B, c_out, h, w)."""
 
     def __init__(self, c_in: int, c_out: int, embedding: int) -> None:
         super().__init__()

@@ -33,7 +33,7 @@ def build(options: Options) -> Sampler:
 
 def sample(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, *, options: Options) -> Iterator[Tensor]:
     """The last step, to σ̄ = 0, is Euler's."""
-    gamma = min(options.S_churn / (len(sigmas) - 1), math.sqrt(2) - 1)
+    gamma = min(options.S_churn / max(len(sigmas) - 1, 1), math.sqrt(2) - 1)
     for sigma, sigma_next in pairwise(sigmas):
         hat = sigma
         if gamma > 0 and options.S_min <= sigma <= options.S_max:
