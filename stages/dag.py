@@ -47,9 +47,10 @@ def owners(stages: Iterable[str]) -> dict[str, list[str]]:
     return found
 
 
-def mentioned(config: type[Section], params: Any) -> dict[str, list[str]]:
-    """Kind of choice → the names that any section of a parameter file chooses, for a stage over a matrix."""
-    words = {word: kind for section in [config, *_sections_in(config)] for word, kind in choice_fields(section).items()}
+def mentioned(configs: list[type[Section]], params: Any) -> dict[str, list[str]]:
+    """Kind of choice → the names that any section of a parameter file chooses, for stages over a matrix of sections."""
+    sections = [section for config in configs for section in (config, *_sections_in(config))]
+    words = {word: kind for section in sections for word, kind in choice_fields(section).items()}
     names: dict[str, set[str]] = {kind: set() for kind in words.values()}
     waiting = [params]
     while waiting:
@@ -147,11 +148,9 @@ def rewritten(file: Path, text: str) -> str:
     dag: dict[str, Any] = round_trip.load(text)
     # a recipe that reads the pipeline's params.yaml goes on from the pipeline's choices
     pipeline = read_yaml(ROOT / DAG)["stages"] if "vars" in dag else dag["stages"]
-    for entry in dag["stages"].values():
-        module = re.search(r"-m stages\.(\w+)", entry["cmd"])
-        if module is None:
-            continue  # a command of the user's own
-        name = module[1]
+    modules = {key: found[1] for key, entry in dag["stages"].items() if (found := re.search(r"-m stages\.(\w+)", entry["cmd"]))}
+    for key, name in modules.items():  # a command of the user's own stays as it is
+        entry = dag["stages"][key]
         config, matrix = stage_config(name), entry.get("matrix", {})
         words = choice_fields(config)
         data = [d for d in entry["deps"] if not d.endswith(".py")]
@@ -160,9 +159,9 @@ def rewritten(file: Path, text: str) -> str:
         if not matrix:
             entry["params"] = params_of(name)
         elif not matrix.keys() & config.model_fields.keys():  # over sections of params.yaml
-            names |= mentioned(config, read_yaml(file.with_name(PARAMS.name)))
-        names |= {words[key]: [f"${{item.{key}}}"] for key in matrix if key in words}
-        tables = [key for key in config.model_fields if choices.known(key) and key not in words.values()]
+            names |= mentioned([stage_config(other) for other in modules.values()], read_yaml(file.with_name(PARAMS.name)))
+        names |= {words[word]: [f"${{item.{word}}}"] for word in matrix if word in words}
+        tables = [kind for kind in config.model_fields if choices.known(kind) and kind not in words.values()]
         names |= {kind: sorted(read_yaml(file.with_name(PARAMS.name))[name][kind]) for kind in tables}  # all of a table, none chosen
         entry["deps"] = data + [up + path for path in code_of(name, names)]
     out = io.StringIO()

@@ -104,7 +104,7 @@ def test_params_name_every_choice():
 
 
 def test_a_matrix_depends_on_every_choice_that_a_section_makes():
-    names = dag.mentioned(dag.stage_config("toy"), read_yaml(ROOT / "recipes/toys/params.yaml"))
+    names = dag.mentioned([dag.stage_config("toy")], read_yaml(ROOT / "recipes/toys/params.yaml"))
     assert names["schedules"] == ["edm", "linear", "vp"]
     assert names["targets"] == ["edm", "eps", "score"]
     assert names["toys"] == choices.known("toys")

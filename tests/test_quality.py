@@ -13,7 +13,7 @@ from ldm.classifier import Classifier, in_batches
 from ldm.errors import InputError
 from ldm.frechet import frechet_distance, moments
 from ldm.pixels import from_uint8
-from ldm.quality import Manifold, kernel_distance, label_statistics, nearest, precision_recall, share_closer
+from ldm.quality import Manifold, kernel_distance, label_statistics, nearest, precision_recall, share_closer, subset
 from ldm.training import batches
 
 
@@ -196,3 +196,11 @@ def test_copies_of_training_images_are_seen_through(digits):
         found = nearest(view(half), train)[0]
         assert share_closer(found, held_out, 1.0) == pytest.approx(0.05 + 0.01, abs=0.01)
         assert (found[:75] < 1e-2).all()
+
+
+def test_parts_of_one_draw_are_disjoint():
+    x = torch.arange(30)
+    first, second = (subset(x, 12, 5, part) for part in (0, 1))
+    assert len(set(first.tolist()) | set(second.tolist())) == 24
+    assert first.tolist() == subset(x, 12, 5).tolist() != subset(x, 12, 6).tolist()
+    assert torch.equal(subset(x, 30, 5, 1), x)

@@ -327,6 +327,15 @@ def test_every_sampler_on_every_schedule(name, path):
     reach_the_data(name, path, "karras" if name in ("euler_maruyama", "predictor_corrector") else "trailing")
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_one_step_from_noise_alone_gives_the_mean(name):
+    schedule = choices.build("schedules", "flow", {})
+    denoiser = Denoiser(Exact(schedule), schedule, choices.build("targets", "x0", {}))
+    sigmas = choices.build("spacings", "trailing", {})(schedule, 1)
+    *_, end = states(denoiser, sampler(name), sigmas, Streams(0, range(4), (3,)))
+    torch.testing.assert_close(end, torch.full_like(end, MEAN))
+
+
 @pytest.mark.parametrize("path", SCHEDULES)
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_every_spacing_on_every_schedule(path, spacing):
