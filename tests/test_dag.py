@@ -110,30 +110,48 @@ def test_a_matrix_depends_on_every_choice_that_a_section_makes():
     assert names["toys"] == choices.known("toys")
 
 
-class TestCommittedToys:
-    """The lock of the toys, and their metrics and figures in git, belong to the code and the parameters in git."""
+RECIPES = [file.parent for file in sorted(ROOT.glob("recipes/*/dvc.lock"))]
+LOCKED = [(folder, name) for folder in RECIPES for name in read_yaml(folder / "dvc.lock")["stages"]]
 
-    folder = ROOT / "recipes/toys"
-    lock = read_yaml(ROOT / "recipes/toys/dvc.lock")["stages"] if (ROOT / "recipes/toys/dvc.lock").exists() else {}
 
-    def test_every_toy_is_locked_with_its_code_and_parameters(self):
-        entry, sections = read_yaml(self.folder / "dvc.yaml")["stages"]["toy"], read_yaml(self.folder / "params.yaml")
-        toys = entry["matrix"]["toy"]
-        assert set(self.lock) == {f"toy@{name}" for name in toys}
-        for name in toys:
-            locked = self.lock[f"toy@{name}"]
-            assert [d["path"] for d in locked["deps"]] == sorted(entry["deps"])
-            for dep in locked["deps"]:
-                assert hashlib.md5((self.folder / dep["path"]).read_bytes()).hexdigest() == dep["md5"], f"{dep['path']} has changed since the committed run"
-            assert locked["params"]["params.yaml"][name] == sections[name]
+def test_recipes_with_results_have_all_of_them():
+    """A recipe whose lock is committed has run to its end."""
+    assert {folder.name for folder in RECIPES} >= {"sweep", "toys"}
+    for folder in RECIPES:
+        done = run_in(folder, "dvc", "stage", "list", "--name-only")
+        assert done.returncode == 0, done.stderr
+        assert {name.rpartition(":")[2] for name in done.stdout.split()} == set(read_yaml(folder / "dvc.lock")["stages"])
 
-    def test_committed_outputs_are_those_of_the_run(self):
-        tracked = subprocess.run(["git", "ls-files", "artifacts"], cwd=self.folder, capture_output=True, text=True, check=True).stdout.split()
-        md5 = {out["path"]: out["md5"] for entry in self.lock.values() for out in entry["outs"]}
-        listed = [path for path in tracked if not path.endswith(".gitignore")]
-        assert len(listed) == 7 * len(self.lock)
-        for path in listed:
-            assert hashlib.md5((self.folder / path).read_bytes()).hexdigest() == md5[path], path
+
+@pytest.mark.parametrize(("folder", "name"), LOCKED, ids=lambda value: getattr(value, "name", value))
+def test_a_recipes_results_are_those_of_its_code_and_parameters(folder, name):
+    """The lock, and the metrics and figures in git, belong to the code and the parameters in git."""
+    entry, locked = read_yaml(folder / "dvc.yaml")["stages"][name.partition("@")[0]], read_yaml(folder / "dvc.lock")["stages"][name]
+    assert len(locked.get("deps", [])) == len(entry["deps"])
+    for dep in locked.get("deps", []):
+        if dep["path"].endswith(".py"):
+            assert hashlib.md5((folder / dep["path"]).read_bytes()).hexdigest() == dep["md5"], f"{dep['path']} has changed since the committed run"
+    sections = read_yaml(folder / "params.yaml")
+    for key, value in locked.get("params", {}).get("params.yaml", {}).items():
+        place = sections
+        for part in key.split("."):
+            place = place[part]
+        assert place == value, key
+    tracked = subprocess.run(["git", "ls-files", "artifacts"], cwd=folder, capture_output=True, text=True, check=True).stdout.split()
+    for out in locked["outs"]:
+        if out["path"] in tracked:
+            assert hashlib.md5((folder / out["path"]).read_bytes()).hexdigest() == out["md5"], out["path"]
+        else:
+            assert out["path"].endswith(".safetensors")
+
+
+def test_the_sweeps_model_is_the_pipelines():
+    sweep = read_yaml(ROOT / "recipes/sweep/dvc.lock")["stages"]["sweep@dpmpp_2m-18"]
+    made = {out["path"]: out["md5"] for entry in read_yaml(ROOT / "dvc.lock")["stages"].values() for out in entry["outs"]}
+    models = {dep["path"].removeprefix("../../"): dep["md5"] for dep in sweep["deps"] if dep["path"].endswith(".safetensors")}
+    assert len(models) == 7
+    assert models.items() <= made.items()
+    assert read_yaml(ROOT / "recipes/sweep/params.yaml")["sweep"]["guidance"] == read_yaml(ROOT / "params.yaml")["sample"]["guidance"]
 
 
 class TestCommittedRun:
