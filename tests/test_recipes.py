@@ -176,7 +176,7 @@ def flat(values: dict, prefix: str = "") -> dict[str, object]:
         (["recipes/x", "--without", "nosuch"], "--without nosuch: unknown stage; known are prepare_data"),
         (["recipes/x", "--set", "sample.stepz=3"], "unknown parameter 'sample.stepz'"),
         (["recipes/x", "--set", "sample.steps=0"], "sample.steps: 0 will not do"),
-        (["recipes/x", "--from", "docs"], "docs/dvc.yaml is missing"),
+        (["recipes/x", "--from", "docs"], "docs/params.yaml is missing"),
     ],
 )
 def test_a_recipe_that_cannot_be(copy, arguments, words):
