@@ -9,6 +9,7 @@ from torch import nn
 
 from ldm import artifacts
 from ldm.errors import InputError
+from ldm.pixels import to_uint8
 
 
 def latents(n: int = 3, shift: float = 0.0) -> dict[str, torch.Tensor]:
@@ -89,6 +90,14 @@ def family(folder, shift: float) -> tuple[artifacts.Artifact, artifacts.Artifact
     vae = artifacts.load(folder / "vae.safetensors", "vae")
     artifacts.save(folder / "latents.safetensors", "latents", latents(shift=shift), {}, [vae])
     return vae, artifacts.load(folder / "latents.safetensors", "latents")
+
+
+def test_images_that_are_not_bytes_are_refused(tmp_path):
+    """So that no value outside [0, 255] is ever scored."""
+    artifacts.save(tmp_path / "generated.safetensors", "generated", {"images": torch.full((3, 1, 28, 28), 300.0)}, {})
+    with pytest.raises(InputError, match=r"tensor 'images' is torch\.float32 .*, but torch\.uint8 .* is wanted"):
+        artifacts.load(tmp_path / "generated.safetensors", "generated")
+    assert to_uint8(torch.tensor([-0.3, 0.5, 1.2])).tolist() == [0, 128, 255]
 
 
 def test_lineage_of_strangers_is_refused(tmp_path):

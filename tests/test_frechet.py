@@ -64,6 +64,7 @@ def test_moments_are_unbiased(features):
     [
         (np.zeros((40, 40)), "at least 41"),
         (np.full((100, 4), np.nan), "400 of 400 values are NaN"),
+        (np.full((9000, 4), 0.1, np.float32), "all 9000 samples are equal"),
         (np.zeros(5), "not (n, d)"),
     ],
 )
