@@ -139,13 +139,19 @@ def files_of_module(name: str) -> list[Path]:
     return [p for p in [*packages, ROOT.joinpath(*parts).with_suffix(".py")] if p.is_file()]
 
 
+def round_trip() -> YAML:
+    """YAML that keeps comments and anchors as they stand, and builds plain data only, whatever tags say."""
+    form = YAML(typ="rt")
+    form.width = 200
+    form.indent(mapping=2, sequence=4, offset=2)
+    return form
+
+
 def rewritten(file: Path, text: str) -> str:
     """The text of a dvc.yaml with its lists as they should be; everything else stays."""
     up = "../" * len(file.resolve().parent.relative_to(ROOT).parts)
-    round_trip = YAML()  # keeps comments; builds plain data only, whatever tags say
-    round_trip.width = 200
-    round_trip.indent(mapping=2, sequence=4, offset=2)
-    dag: dict[str, Any] = round_trip.load(text)
+    form = round_trip()
+    dag: dict[str, Any] = form.load(text)
     # a recipe that reads the pipeline's params.yaml goes on from the pipeline's choices
     pipeline = read_yaml(ROOT / DAG)["stages"] if "vars" in dag else dag["stages"]
     modules = {key: found[1] for key, entry in dag["stages"].items() if (found := re.search(r"-m stages\.(\w+)", entry["cmd"]))}
@@ -165,7 +171,7 @@ def rewritten(file: Path, text: str) -> str:
         names |= {kind: sorted(read_yaml(file.with_name(PARAMS.name))[name][kind]) for kind in tables}  # all of a table, none chosen
         entry["deps"] = data + [up + path for path in code_of(name, names)]
     out = io.StringIO()
-    round_trip.dump(dag, out)
+    form.dump(dag, out)
     return out.getvalue()
 
 

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-from ruamel.yaml import YAML
 
 from ldm.artifacts import write_atomic
 from ldm.errors import InputError
 from stages import params
 from stages.cli import DAG, PARAMS, read_yaml, run_command, with_settings
-from stages.dag import ROOT, rewritten
+from stages.dag import ROOT, rewritten, round_trip
 
 NEEDED = ("prepare_data", "train_diffusion", "sample", "evaluate")  # what a recipe to start from must have
 OF_AUTOENCODER = ("vae_prior.json", "vae_reconstruction.json", "reconstructions.png")  # what other stages write of it
@@ -66,10 +65,8 @@ def command(folder: Path, source: Path, dropped: tuple[str, ...], settings: tupl
     missing = [name for name in NEEDED if name not in read_yaml(source / DAG).get("stages", {})]
     if missing:
         raise InputError(f"--from {source}: it has no stage {missing[0]}, so it is not a pipeline to start from; take fashion_ddpm, or none for the pipeline")
-    yaml = YAML()  # keeps comments and anchors
-    yaml.width = 200
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    dag, values = (yaml.load((source / file).read_text("utf-8")) for file in (DAG, PARAMS))
+    form = round_trip()
+    dag, values = (form.load(source / file) for file in (DAG, PARAMS))
     for name in dropped:
         without(dag, name)
         values.pop(name, None)
@@ -82,7 +79,7 @@ def command(folder: Path, source: Path, dropped: tuple[str, ...], settings: tupl
     try:
         for file, content in ((DAG, dag), (PARAMS, values)):
             text = io.StringIO()
-            yaml.dump(content, text)
+            form.dump(content, text)
             write_atomic(folder / file, text.getvalue().encode())
         write_atomic(folder / DAG, rewritten(folder / DAG, (folder / DAG).read_text("utf-8")).encode())
         params.check(folder / PARAMS, folder / DAG)

@@ -90,8 +90,9 @@ def test_a_choice_imports_without_torch(kind):
     assert run_in(ROOT, sys.executable, "-c", script).stdout.strip() == "False"
 
 
-def test_all_of_params_is_valid(monkeypatch):
-    monkeypatch.chdir(ROOT)
+@pytest.mark.parametrize("folder", [ROOT, ROOT / "recipes/fashion_ddpm"], ids=lambda folder: folder.name)
+def test_all_of_params_is_valid(monkeypatch, folder):
+    monkeypatch.chdir(folder)
     params.check(Path("params.yaml"), Path("dvc.yaml"))
 
 
