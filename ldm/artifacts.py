@@ -11,10 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ldm.errors import InputError
 
+T = TypeVar("T")
 SCHEMA = 1
 _NO_DIGEST = "0" * 64
 
@@ -54,6 +55,7 @@ KINDS: dict[str, tuple[str, dict[str, Spec]]] = {
     ),
     "denoiser": ("train_diffusion", {}),
     "guide": ("train_diffusion", {}),
+    "state": ("", {}),  # of a run that goes on
     "samples": ("sample", {"samples": _LATENTS, "trajectory": Spec(torch.float32, (None, None, None, None, None))}),
     "generated": ("decode", {"images": _IMAGES}),
 }
@@ -72,6 +74,13 @@ class Artifact:
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
+
+    def build(self, make: Callable[[Mapping[str, Any]], T]) -> T:
+        """What `make` builds from the configuration. Raises: InputError where that describes nothing of the kind."""
+        try:
+            return make(self.config)
+        except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:
+            raise InputError(f"{self.path}: its configuration describes no {self.kind} ({type(error).__name__}: {error}); {_remedy(self.kind)}") from None
 
     def load_into(self, module: nn.Module) -> None:
         """Copy the weights into a network. Raises: InputError unless names, shapes and dtypes agree."""
@@ -118,7 +127,7 @@ def load(path: Path, kind: str) -> Artifact:
         tensors = parse_tensors(raw)
         digest = meta["digest"]
         unsigned = raw.replace(_digest_field(digest), _digest_field(_NO_DIGEST), 1)
-        intact = hashlib.sha256(unsigned).hexdigest() == digest
+        intact = hashlib.sha256(unsigned).hexdigest() == digest and isinstance(meta["config"], dict) and isinstance(meta["lineage"], dict)
         found = (meta["schema"], meta["kind"])
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, MemoryError):
         intact = False
@@ -189,4 +198,5 @@ def _check(path: Path, kind: str, name: str, tensor: Tensor, spec: Spec) -> None
 
 
 def _remedy(kind: str) -> str:
-    return f"rebuild it with 'dvc repro {KINDS[kind][0]}'"
+    stage = KINDS[kind][0]
+    return f"rebuild it with 'dvc repro {stage}'" if stage else "remove it, and run the stage again"

@@ -56,7 +56,7 @@ def from_artifact(artifact: Artifact | None) -> Autoencoder:
     """The trained autoencoder, in evaluation mode; `Pixels` for None. Raises: InputError where the weights do not fit."""
     if artifact is None:
         return Pixels()
-    vae = from_config(artifact.config, artifact.config["shape"])
+    vae = artifact.build(lambda config: from_config(config, config["shape"]))
     artifact.load_into(vae)
     return vae.eval()
 

@@ -43,8 +43,7 @@ class Classifier(nn.Module):
     @classmethod
     def from_artifact(cls, artifact: Artifact) -> Classifier:
         """The trained classifier, in evaluation mode. Raises: InputError where the weights do not fit."""
-        config = artifact.config
-        classifier = cls.from_config(config, config["shape"], config["classes"])
+        classifier = artifact.build(lambda config: cls.from_config(config, config["shape"], config["classes"]))
         artifact.load_into(classifier)
         return classifier.eval()
 

@@ -44,7 +44,7 @@ class Denoiser:
     @classmethod
     def from_artifact(cls, artifact: Artifact) -> Denoiser:
         """The trained denoiser, in evaluation mode. Raises: InputError where the weights do not fit."""
-        denoiser = cls.from_config(artifact.config, artifact.config["shape"])
+        denoiser = artifact.build(lambda config: cls.from_config(config, config["shape"]))
         artifact.load_into(denoiser.network)
         denoiser.network.eval()
         return denoiser

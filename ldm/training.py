@@ -1,9 +1,9 @@
-"""The training loop that all networks share."""
+"""The training loop that all networks share, whose whole state can be kept and taken up again."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,11 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ldm import parallel
 from ldm.errors import InputError
 from ldm.optimisation import Optimisation
+
+State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -26,48 +29,120 @@ class Record:
 
 
 class Diverged(InputError):
-    """Too many non-finite steps; `averaged` is the last good network."""
+    """Too many non-finite steps in a row; `averaged` is the last good network."""
 
     def __init__(self, message: str, averaged: nn.Module) -> None:
         super().__init__(message)
         self.averaged = averaged
 
 
-def train(network: nn.Module, loss: Callable[[], Tensor], settings: Optimisation) -> Iterator[Record]:
-    """Minimise `loss()`, the mean loss of a fresh batch, yielding a record every `record_every` steps and at the end.
+class Batches:
+    """Endless index batches: every epoch a fresh permutation, batches running on across epochs."""
 
-    A step with a non-finite loss or gradient changes nothing; it is counted on the device, so
-    that no step waits for it. Raises: Diverged once `max_skipped` were counted.
+    def __init__(self, n: int, size: int, generator: Generator) -> None:
+        self.n, self.size, self.generator = n, size, generator
+        self.rest = torch.empty(0, dtype=torch.long, device=generator.device)
+
+    def __next__(self) -> Tensor:
+        """The next indices, (size,)."""
+        while len(self.rest) < self.size:
+            self.rest = torch.cat([self.rest, torch.randperm(self.n, generator=self.generator, device=self.generator.device)])
+        batch, self.rest = self.rest[: self.size], self.rest[self.size :]
+        return batch
+
+
+class Training:
+    """Minimise `loss()`, the mean loss of a fresh batch of `order`, by AdamW; average the weights.
+
+    All that a step depends on is in `state()`: given back by `restore`, the run goes on to the same
+    bits. `loss` may draw from the order's generator and from torch's own, and from no other. Under
+    torchrun it is the mean loss of this process's share (`ldm.parallel`).
+
+    A step with a non-finite loss or gradient changes nothing; it is counted on the device, so that
+    no step waits for it.
     """
-    device = next(network.parameters()).device
-    optimizer = torch.optim.AdamW(network.parameters(), settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=True)
-    averaged = AveragedModel(network, multi_avg_fn=ramped_average(settings.ema_decay), use_buffers=True)
-    averaged.eval()
-    total, skipped = torch.zeros(2, device=device, dtype=torch.float64)
-    seen, skipped_before = 0, 0
-    for step in range(1, settings.steps + 1):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(settings, step)
-        with autocast(device, settings):
-            batch_loss = loss()
-        optimizer.zero_grad(set_to_none=True)
-        batch_loss.backward()
-        norm = nn.utils.clip_grad_norm_(network.parameters(), settings.clip_norm, foreach=True)
-        good = batch_loss.isfinite() & norm.isfinite()
-        optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]  # the fused kernel skips the step, as for a GradScaler
-        optimizer.step()
-        averaged.update_parameters(network)
-        total += torch.where(good, batch_loss.detach(), 0)
-        skipped += ~good
-        seen += 1
-        if step % settings.record_every == 0 or step == settings.steps:
-            count = int(skipped)
-            if count >= settings.max_skipped:
-                raise Diverged(f"{count} of {step} steps had a non-finite loss or gradient; try a lower lr (now {settings.lr:g})", averaged.module)
-            done = seen - (count - skipped_before)
-            yield Record(step, float(total) / done if done else math.nan, count, averaged.module)
-            total.zero_()
-            seen, skipped_before = 0, count
+
+    def __init__(self, network: nn.Module, loss: Callable[[], Tensor], settings: Optimisation, order: Batches) -> None:
+        self.network, self.settings, self.order = network, settings, order
+        self.device = next(network.parameters()).device
+        self.optimizer = torch.optim.AdamW(network.parameters(), settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=True)
+        self.averaged = AveragedModel(network, multi_avg_fn=ramped_average(settings.ema_decay), use_buffers=True)
+        self.averaged.eval()
+        self.loss = parallel.objective(network, loss)
+        self.step = 0
+        # on the device: loss summed since the last record; steps skipped so far, since then, in a row, and most in a row
+        self.sums = torch.zeros(5, device=self.device, dtype=torch.float64)
+        self.seen = 0  # steps since the last record
+
+    def advance(self) -> Record | None:
+        """Take a step; every `record_every` steps and at the end, return a record. Raises: Diverged."""
+        settings = self.settings
+        self.step += 1
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(settings, self.step)
+        with autocast(self.device, settings):
+            loss = self.loss()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip_norm, foreach=True)
+        loss = parallel.mean(loss.detach())
+        good = loss.isfinite() & norm.isfinite()
+        self.optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]  # the fused kernel skips the step, as for a GradScaler
+        self.optimizer.step()
+        self.averaged.update_parameters(self.network)
+        total, skipped, lately, row, most = self.sums.unbind()
+        row = torch.where(good, 0, row + 1)
+        self.sums = torch.stack([total + torch.where(good, loss, 0), skipped + ~good, lately + ~good, row, torch.maximum(most, row)])
+        self.seen += 1
+        done = self.step == settings.steps
+        return self._record() if done or self.step % settings.record_every == 0 else None
+
+    def _record(self) -> Record:
+        total, skipped, lately, _, most = self.sums.tolist()
+        if most >= self.settings.max_skipped:
+            tried = f"{most:.0f} steps in a row, up to step {self.step}, had a non-finite loss or gradient"
+            raise Diverged(f"{tried}; try a lower lr (now {self.settings.lr:g}) or a smaller clip_norm (now {self.settings.clip_norm:g})", self.averaged.module)
+        finite = self.seen - lately
+        record = Record(self.step, total / finite if finite else math.nan, int(skipped), self.averaged.module)
+        self.sums[0] = self.sums[2] = 0
+        self.seen = 0
+        return record
+
+    def state(self) -> State:
+        """Everything, as tensors on the CPU."""
+        moments = {f"optimizer.{i}.{k}": v for i, s in self.optimizer.state_dict()["state"].items() for k, v in s.items()}
+        tensors = {f"{part}.{name}": t for part, module in self._modules() for name, t in module.state_dict().items()} | moments
+        streams = {"stream.order": self.order.generator.get_state(), "stream.torch": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            streams["stream.cuda"] = torch.cuda.get_rng_state(self.device)
+        counts = {"counts": torch.tensor([self.step, self.seen]), "sums": self.sums, "order.rest": self.order.rest}
+        return {name: tensor.detach().cpu().clone() for name, tensor in (tensors | streams | counts).items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on where `state()` was taken, in a run of the same settings."""
+
+        def part(prefix: str) -> State:
+            return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+        for name, module in self._modules():
+            module.load_state_dict(part(f"{name}."))
+        weights = list(self.network.parameters())
+        moments: dict[int, State] = {}
+        for name, tensor in part("optimizer.").items():
+            index, _, key = name.partition(".")
+            like = weights[int(index)]  # the fused kernel pairs memory, so the layout must be the weight's
+            moments.setdefault(int(index), {})[key] = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
+        self.step, self.seen = state["counts"].tolist()
+        self.sums = state["sums"].to(self.device)
+        self.order.rest = state["order.rest"].to(self.order.rest.device)
+        self.order.generator.set_state(state["stream.order"])
+        torch.set_rng_state(state["stream.torch"])
+        if "stream.cuda" in state:
+            torch.cuda.set_rng_state(state["stream.cuda"], self.device)
+
+    def _modules(self) -> list[tuple[str, nn.Module]]:
+        return [("network", self.network), ("averaged", self.averaged)]
 
 
 def ramped_average(decay: float) -> Callable[[Any, Any, Any], None]:
@@ -94,13 +169,3 @@ def autocast(device: torch.device, settings: Optimisation) -> torch.autocast:
     """The precision that the settings state for this type of device."""
     chosen = getattr(settings.precision, device.type, "fp32")
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=chosen == "bf16")
-
-
-def batches(n: int, size: int, generator: Generator) -> Iterator[Tensor]:
-    """Endless index batches: every epoch a fresh permutation, batches running on across epochs."""
-    rest = torch.empty(0, dtype=torch.long, device=generator.device)
-    while True:
-        while len(rest) < size:
-            rest = torch.cat([rest, torch.randperm(n, generator=generator, device=generator.device)])
-        yield rest[:size]
-        rest = rest[size:]

@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -15,7 +15,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from ldm.config import Section, choice_fields, parse_options
-from ldm.errors import InputError
+from ldm.errors import InputError, Interrupted
+from stages import launch
 
 if TYPE_CHECKING:
     from ldm.artifacts import Artifact
@@ -34,6 +35,8 @@ class Job(Generic[C]):
     inputs: dict[str, Path]  # by file stem, which for an artifact is its kind
     outputs: dict[str, Path]  # by file name
     device: str
+    save_every: float = 60.0  # seconds between two states
+    fresh: bool = False  # leave out the states that there are
 
     def load(self, kind: str) -> Artifact:
         """Read an input artifact. Raises: InputError."""
@@ -65,8 +68,11 @@ class Job(Generic[C]):
         artifacts.write_atomic(self.outputs[file], data)
 
 
-def stage(name: str, config: type[C], run: Callable[[Job[C]], None], doc: str | None) -> Callable[[], None]:
-    """The command of a stage: `main()` parses the command line, runs, and turns mistakes into exit code 2."""
+def stage(name: str, config: type[C], run: Callable[[Job[C]], None], doc: str | None, *, parallel: bool = False) -> Callable[[], None]:
+    """The command of a stage: `main()` parses the command line, runs, and turns mistakes into exit code 2.
+
+    parallel: the stage can run in several processes.
+    """
 
     @click.command(name=f"python -m stages.{name}", help=doc, cls=_command_with_parameters(name, config))
     @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change a parameter for this run (repeatable; needs --out).")
@@ -75,17 +81,42 @@ def stage(name: str, config: type[C], run: Callable[[Job[C]], None], doc: str | 
     @click.option("--in", "sources", metavar="NAME=PATH", multiple=True, help="Read an input from elsewhere (repeatable; needs --out).")
     @click.option("--out", type=click.Path(path_type=Path), help="Write all outputs into this folder instead of the tracked places.")
     @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:i.")
-    def command(settings: tuple[str, ...], params: Path, section: str, sources: tuple[str, ...], out: Path | None, device: str) -> None:
+    @_option("--save-every", type=click.FloatRange(min=0), default=60.0, help="Seconds after which a long run keeps its state.")
+    @_option("--fresh", is_flag=True, help="Start anew, whatever states an earlier run has left.")
+    @_option("--deterministic", is_flag=True, help="Only operations that give the same bits every time; on a CPU all do.")
+    @_option("--processes", type=click.IntRange(min=1), default=1, help="Processes on this machine, started by torchrun; most stages run in one.")
+    def command(settings: tuple[str, ...], params: Path, section: str, sources: tuple[str, ...], out: Path | None, device: str, **how: Any) -> None:
         if out is None and (settings or sources or params != PARAMS or section != name):
             raise InputError("--set, --in, --section and another --params need --out FOLDER, so that a run by hand never overwrites a tracked artifact")
         values = with_settings(read_section(params, section), settings)
         inputs, outputs = files_of(name, sources, out)
-        job = Job(name, config.parse(values, section), inputs, outputs, pick_device(device))
-        for path in outputs.values():
-            check_writable(path.parent)
+        job = Job(name, config.parse(values, section), inputs, outputs, pick_device(device), how["save_every"], how["fresh"])
+        for folder in sorted({path.parent for path in outputs.values()}):
+            check_writable(folder)
+        if launch.STARTED and not parallel:
+            raise InputError(f"{name} runs in one process; start it without torchrun")
+        if launch.STARTED:
+            job = replace(job, device=launch.join(job.device))
+        elif parallel and how["processes"] > 1:
+            launch.launch(name, job.config, how["processes"], job.device)
+        if how["deterministic"]:
+            only_deterministic()
         run(job)
 
     return lambda: run_command(command, name)
+
+
+def _option(flag: str, **settings: Any) -> Callable[..., Any]:
+    """An option that `dvc repro` takes from the environment."""
+    return click.option(flag, envvar=f"LDM_{flag.strip('-').replace('-', '_').upper()}", show_default=True, show_envvar=True, **settings)
+
+
+def only_deterministic() -> None:
+    """Refuse operations whose result is not the same every time (they raise RuntimeError)."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
+    import torch
+
+    torch.use_deterministic_algorithms(True)
 
 
 def run_command(command: click.Command, name: str) -> None:
@@ -98,6 +129,12 @@ def run_command(command: click.Command, name: str) -> None:
         _fail(name, error.format_message())
     except InputError as error:
         _fail(name, str(error))
+    except Interrupted as error:
+        _fail(name, str(error), error.code)
+    except (MemoryError, RuntimeError) as error:  # torch's own is a RuntimeError
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        _fail(name, f"out of memory; lower the batch size or the network's width, or free some ({str(error).partition('.')[0]})")
     except OSError as error:
         if error.errno is None:
             raise
@@ -248,5 +285,6 @@ def _limit(meta: Any) -> str:
 
 
 def _fail(name: str, message: str, code: int = 2) -> None:
-    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
+    number = f" (process {launch.NUMBER})" if launch.NUMBER else ""
+    print(f"{name}{number}: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)

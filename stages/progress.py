@@ -8,14 +8,17 @@ from typing import TextIO, TypeVar
 
 from tqdm import tqdm
 
+from stages.launch import NUMBER
+
 T = TypeVar("T")
 
 
-def bar(total: int, unit: str, label: str) -> tqdm:
-    """A tqdm bar on standard error; in a log file it is one line every 20 seconds."""
+def bar(total: int, unit: str, label: str, done: int = 0) -> tqdm:
+    """A tqdm bar on standard error, from what is done already; in a log file it is one line every 20 seconds. One process shows it."""
     terminal = sys.stderr.isatty()
     file = sys.stderr if terminal else _Lines(sys.stderr)
-    return tqdm(total=total, unit=unit, desc=label, file=file, mininterval=0.2 if terminal else 20, dynamic_ncols=terminal, unit_scale=True)
+    pace = 0.2 if terminal else 20
+    return tqdm(total=total, initial=done, unit=unit, desc=label, file=file, mininterval=pace, dynamic_ncols=terminal, unit_scale=True, disable=NUMBER > 0)
 
 
 def track(items: Iterable[T], total: int, unit: str, label: str, size: Callable[[T], int]) -> Iterator[T]:

@@ -1,17 +1,24 @@
 """Draw standardised latents from the diffusion model.
 
 Every sample has its own random stream, from (seed, index): neither the batch size nor asking
-for one sample alone (--set first=17 --set n=1) changes it beyond rounding.
+for one sample alone (--set first=17 --set n=1) changes it beyond rounding. Several processes
+(--processes 2) draw whole batches each.
 """
 
 from __future__ import annotations
+
+from math import prod
 
 from pydantic import Field
 
 from ldm import choices
 from ldm.config import ChoiceSection, OptionTable, Section, choice
 from stages.cli import Job, stage, warn
-from stages.progress import track
+from stages.launch import leave
+from stages.progress import bar
+from stages.scratch import KEPT, SCRATCH, check_space, open_scratch
+
+ACTIVATIONS = 1 << 20  # memory a sample takes in a network of this size, about
 
 
 class Guidance(Section):
@@ -41,6 +48,7 @@ class Config(ChoiceSection):
 def run(job: Job[Config]) -> None:
     import torch
 
+    from ldm import parallel
     from ldm.denoiser import Guided
     from ldm.sampling import Streams, states
 
@@ -49,23 +57,34 @@ def run(job: Job[Config]) -> None:
     warn(job.name, denoiser.schedule.wrong_start())
     sampler = choices.build(*config.chosen("sampler"))
     sigmas = choices.build(*config.chosen("spacing"))(denoiser.schedule, config.steps)
+    shape, size = artifact.config["shape"], 4 * prod(artifact.config["shape"])  # of a sample, in bytes
+    check_space(SCRATCH, disk=(KEPT + 1) * config.n * size, memory=4 * config.n * size + config.batch_size * ACTIVATIONS)
     indices = range(config.first, config.first + config.n)
-    parts = [indices[i : i + config.batch_size] for i in range(0, config.n, config.batch_size)]
-    samples, shown = [], None
-    with torch.inference_mode():
-        for part in track(parts, config.n, "img", job.name, len):
-            noise = Streams(config.seed, part, artifact.config["shape"], job.device)
-            frames = []
-            for x_t in states(denoiser, sampler, sigmas, noise):
-                if shown is None:
-                    frames.append(x_t[: config.shown].float().cpu())
-            samples.append(x_t.float().cpu())
-            if shown is None:
-                shown = torch.stack(frames, 1)  # (shown, frames, C, h, w)
-    job.save("samples", {"samples": torch.cat(samples), "trajectory": shown}, [artifact, guide])
+    batches = [indices[i : i + config.batch_size] for i in range(0, config.n, config.batch_size)]
+    mine = batches[len(batches) * parallel.rank() // parallel.world() : len(batches) * (parallel.rank() + 1) // parallel.world()]
+    with open_scratch(job) as scratch, torch.inference_mode():
+        done = scratch.latest() or {"samples": torch.empty(0, *shape)}
+        with bar(config.n, "img", job.name, len(done["samples"])) as progress:
+            while len(done["samples"]) < sum(map(len, mine)):
+                part = mine[len(done["samples"]) // config.batch_size]
+                frames = []
+                for x_t in states(denoiser, sampler, sigmas, Streams(config.seed, part, shape, job.device)):
+                    if "trajectory" not in done:
+                        frames.append(x_t[: config.shown].float().cpu())
+                if frames:
+                    done["trajectory"] = torch.stack(frames, 1)  # (shown, frames, C, h, w)
+                done["samples"] = torch.cat([done["samples"], x_t.float().cpu()])
+                progress.update(len(part))
+                if scratch.due() or scratch.signal or part is mine[-1]:
+                    scratch.save(len(done["samples"]), done)
+                if scratch.signal:
+                    raise scratch.interrupted(scratch.signal)
+    samples = parallel.gather(done["samples"])
+    leave()
+    job.save("samples", {"samples": torch.cat(samples), "trajectory": done["trajectory"]}, [artifact, guide])
 
 
-main = stage("sample", Config, run, __doc__)
+main = stage("sample", Config, run, __doc__, parallel=True)
 
 if __name__ == "__main__":
     main()

@@ -7,6 +7,7 @@ in the place of latents.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -48,18 +49,19 @@ def run(job: Job[Config]) -> None:
     points, rng = job.config.points, np.random.default_rng(job.config.points.seed)
     toy: Toy = choices.build(*points.chosen("toy"))
     drawn = {split: toy.draw(points.n, rng) for split in ("train", "validation", "test")}
-    files = {kind: job.outputs[f"{kind}.safetensors"] for kind in ("latents", "denoiser", "guide", "samples")}
 
-    def part(config: Section) -> Job[Any]:
-        return Job(job.name, config, files, job.outputs, job.device)
+    def part(config: Any, *kinds: str) -> Job[Any]:
+        name = f"{job.name}.{type(config).__module__.rpartition('.')[2]}"  # the states of the parts lie apart
+        return replace(job, name=name, config=config, inputs={kind: job.outputs[f"{kind}.safetensors"] for kind in kinds})
 
     save_points(part(points), drawn)
-    train_diffusion.run(part(job.config.train_diffusion))
-    sample.run(part(job.config.sample))
-    standardiser = Standardiser.from_artifact(part(points).load("latents"))
-    samples = standardiser.restore(part(points).load("samples")["samples"].double()).flatten(1).numpy()
+    train_diffusion.run(part(job.config.train_diffusion, "latents"))
+    sample.run(part(job.config.sample, "denoiser", "guide"))
+    made = part(job.config.sample, "latents", "denoiser", "samples")
+    standardiser = Standardiser.from_artifact(made.load("latents"))
+    samples = standardiser.restore(made.load("samples")["samples"].double()).flatten(1).numpy()
     job.write("metrics.json", json.dumps(judge(toy, samples, drawn["test"], drawn["validation"], rng), indent=1).encode())
-    draw_figures(part(job.config.sample))
+    draw_figures(made)
 
 
 def save_points(job: Job[Points], drawn: dict[str, Points2D]) -> None:

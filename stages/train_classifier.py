@@ -35,7 +35,7 @@ def run(job: Job[Config], kind: str = "classifier") -> None:
 
     from ldm.classifier import Classifier, augment, in_batches
     from ldm.pixels import from_uint8
-    from ldm.training import batches
+    from ldm.training import Batches
 
     config, images = job.config, job.load("images")
     torch.manual_seed(config.seed)
@@ -44,7 +44,7 @@ def run(job: Job[Config], kind: str = "classifier") -> None:
     x, y = tensors["train_images"], tensors["train_labels"].long()
     classes, shape = images.config["classes"], list(x.shape[1:])
     classifier = Classifier.from_config(config.resolved(), shape, classes).to(job.device)
-    order = batches(len(x), config.optimisation.batch_size, generator)
+    order = Batches(len(x), config.optimisation.batch_size, generator)
 
     def loss() -> Tensor:
         index = next(order)
@@ -54,7 +54,7 @@ def run(job: Job[Config], kind: str = "classifier") -> None:
     def scores(network, split: str) -> tuple[Tensor, Tensor]:
         return in_batches(network, tensors[f"{split}_images"]), tensors[f"{split}_labels"].long()
 
-    averaged = fit(job, classifier, loss, lambda network: F.cross_entropy(*scores(network, "validation")).item())
+    averaged = fit(job, classifier, loss, order, lambda network: F.cross_entropy(*scores(network, "validation")).item())
     logits, labels = scores(averaged, "test")
     predicted = logits.argmax(1)
     metrics = {

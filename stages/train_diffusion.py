@@ -59,7 +59,8 @@ def run(job: Job[Config]) -> None:
     from ldm.denoiser import Denoiser
     from ldm.latents import Standardiser, draw
     from ldm.loss import diffusion_loss
-    from ldm.training import batches
+    from ldm.parallel import share
+    from ldm.training import Batches
 
     config, latents = job.config, job.load("latents")
     torch.manual_seed(config.seed)
@@ -73,13 +74,14 @@ def run(job: Job[Config]) -> None:
     warn(job.name, denoiser.schedule.wrong_start())
     if config.flip and "vae" in latents.lineage:
         raise InputError(f"flip {config.flip:g} mirrors images, not the latents of an autoencoder; set train_diffusion.flip to 0")
-    order = batches(len(mean), config.optimisation.batch_size, generator)
+    order, mine = Batches(len(mean), config.optimisation.batch_size, generator), share(config.optimisation.batch_size)
 
-    def noisy_loss(denoiser: Denoiser, mean: Tensor, log_variance: Tensor, source: Generator) -> Tensor:
-        """The loss per sample at fresh draws of the posterior, the noise and the time."""
-        eps = torch.randn(2, *mean.shape, generator=source, device=mean.device)
-        x0 = standardiser.standardise(draw(mean, log_variance, eps[0]))
-        return diffusion_loss(denoiser, penalty, weighting, x0, eps[1], times(denoiser.schedule, len(x0), source))
+    def noisy_loss(denoiser: Denoiser, mean: Tensor, log_variance: Tensor, source: Generator, part: slice = slice(None)) -> Tensor:
+        """The loss per sample, of a part of the batch, at fresh draws of the posterior, the noise and the time."""
+        eps = torch.randn(2, *mean.shape, generator=source, device=mean.device)[:, part]
+        t = times(denoiser.schedule, len(mean), source)[part]
+        x0 = standardiser.standardise(draw(mean[part], log_variance[part], eps[0]))
+        return diffusion_loss(denoiser, penalty, weighting, x0, eps[1], t)
 
     def loss() -> Tensor:
         index = next(order)
@@ -87,7 +89,7 @@ def run(job: Job[Config]) -> None:
         if config.flip:
             mirrored = torch.rand(len(x), generator=generator, device=x.device) < config.flip
             x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
-        return noisy_loss(denoiser, x, log_variance[index], generator).mean()
+        return noisy_loss(denoiser, x, log_variance[index], generator, mine).mean()
 
     @torch.inference_mode()
     def validate(network: nn.Module) -> float:
@@ -103,13 +105,13 @@ def run(job: Job[Config]) -> None:
             guide.update({name: tensor.clone() for name, tensor in record.averaged.state_dict().items()})
 
     denoiser.network.train()
-    averaged = fit(job, denoiser.network, loss, validate, keep_guide)
+    averaged = fit(job, denoiser.network, loss, order, validate, keep_guide, guide)
     shape = list(mean.shape[1:])
     kept = job.save("guide", guide, [latents], shape=shape)
     job.save("denoiser", averaged.state_dict(), [latents, kept], shape=shape)  # the guide is an ancestor, so that no other one goes with it
 
 
-main = stage("train_diffusion", Config, run, __doc__)
+main = stage("train_diffusion", Config, run, __doc__, parallel=True)
 
 if __name__ == "__main__":
     main()

@@ -33,21 +33,23 @@ def run(job: Job[Config]) -> None:
 
     from ldm.autoencoder import bernoulli_nll, decode_images, encode_images, from_config, vae_loss
     from ldm.latents import active_dimensions, draw, kl_divergence
+    from ldm.parallel import share
     from ldm.pixels import from_uint8
-    from ldm.training import batches
+    from ldm.training import Batches
 
     config, images = job.config, job.load("images")
     torch.manual_seed(config.seed)
     generator = torch.Generator(job.device).manual_seed(config.seed)
     x, held_out = images["train_images"].to(job.device), images["validation_images"].to(job.device)
     vae = from_config(config.resolved(), x.shape[1:]).to(job.device)
-    order = batches(len(x), config.optimisation.batch_size, generator)
+    order = Batches(len(x), config.optimisation.batch_size, generator)
+    mine = share(config.optimisation.batch_size)
     latent_shape = vae.encode(from_uint8(x[:1]))[0].shape[1:]
 
     def loss() -> Tensor:
-        batch = from_uint8(x[next(order)])
-        eps = torch.randn(len(batch), *latent_shape, generator=generator, device=batch.device)
-        return vae_loss(vae, batch, eps, config.kl_weight).mean()
+        index = next(order)
+        eps = torch.randn(len(index), *latent_shape, generator=generator, device=x.device)
+        return vae_loss(vae, from_uint8(x[index[mine]]), eps[mine], config.kl_weight).mean()
 
     @torch.inference_mode()
     def validate(network: Autoencoder) -> float:
@@ -58,7 +60,7 @@ def run(job: Job[Config]) -> None:
             total += vae_loss(network, from_uint8(part), eps, config.kl_weight).sum().item()
         return total / len(held_out)
 
-    averaged = fit(job, vae, loss, validate)
+    averaged = fit(job, vae, loss, order, validate)
     mean, log_variance = encode_images(averaged, held_out)
     z = draw(mean, log_variance, torch.randn(mean.shape, generator=generator, device=job.device))
     decoded = decode_images(averaged, z)
@@ -76,7 +78,7 @@ def run(job: Job[Config]) -> None:
     job.save("vae", averaged.state_dict(), [images], shape=list(x.shape[1:]))
 
 
-main = stage("train_vae", Config, run, __doc__)
+main = stage("train_vae", Config, run, __doc__, parallel=True)
 
 if __name__ == "__main__":
     main()

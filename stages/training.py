@@ -1,51 +1,104 @@
-"""Running a training from a stage: progress, the training curve, and what happens when it diverges."""
+"""Running a training from a stage: progress, the training curve, its states, and what happens when it diverges."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from stages.launch import NUMBER, leave
 from stages.progress import bar
+from stages.scratch import KEPT, MIB, SCRATCH, check_space, open_scratch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ldm.optimisation import Optimisation
-    from ldm.training import Record
+    from ldm.training import Batches, Diverged, Record
     from stages.cli import Job
 
 N = TypeVar("N", bound="nn.Module")
 POINTS = 8  # validations along a training curve, about
-SCRATCH = Path("scratch")  # ignored by git and DVC
+LISTEN = 10  # steps between two questions to the other processes, whether a signal asks to stop
+ACTIVATIONS = 2 * MIB  # memory a sample takes in a training, about: networks of this size have up to so much
 
 
-def fit(job: Job[Any], network: N, loss: Callable[[], Tensor], validate: Callable[[N], float], on_record: Callable[[Record], None] = lambda record: None) -> N:
+def fit(
+    job: Job[Any],
+    network: N,
+    loss: Callable[[], Tensor],
+    order: Batches,
+    validate: Callable[[N], float],
+    on_record: Callable[[Record], None] = lambda record: None,
+    kept: dict[str, Tensor] | None = None,
+) -> N:
     """Train to the end behind a bar with loss, images/s and time left, and write history.json.
 
-    Returns the averaged network. history.json has one row a record, with the validation loss of
-    the averaged network in about POINTS of them and null in the others. Raises: Diverged, after the last good network
-    was kept in the scratch folder.
+    Returns the averaged network. The run's state is kept at intervals, and taken up again where
+    there is one; `kept` is what `on_record` fills, and a part of it. history.json has one row a
+    record, with the validation loss of the averaged network in about POINTS of them and null in
+    the others. Under torchrun the first process returns, and the others end. Raises: Diverged, after
+    the last good network was kept in the scratch folder; Interrupted.
     """
-    from ldm.artifacts import write_weights
-    from ldm.training import Diverged, train
+    from ldm import parallel
+    from ldm.training import Diverged, Training
 
     settings: Optimisation = job.config.optimisation
+    kept = {} if kept is None else kept
     every = max(settings.steps // (POINTS * settings.record_every), 1)
-    curve: list[dict[str, Any]] = []
-    with bar(settings.steps * settings.batch_size, "img", job.name) as progress:
-        try:
-            for count, record in enumerate(train(network, loss, settings), 1):
-                on_record(record)
-                checked = count % every == 0 or record.step == settings.steps
-                validation = validate(cast(N, record.averaged)) if checked else None
-                curve.append({"step": record.step, "loss": record.loss, "validation_loss": validation})
-                progress.set_postfix(loss=f"{record.loss:.4f}", skipped=record.skipped, refresh=False)
-                progress.update(record.step * settings.batch_size - progress.n)
-        except Diverged as error:
-            kept = SCRATCH / job.name / "last_good.safetensors"
-            write_weights(kept, error.averaged)
-            raise Diverged(f"{error}; the last good weights are in {kept}", error.averaged) from None
+    first = parallel.rank() == 0
+    check_room(network, settings.batch_size)
+    with open_scratch(job) as scratch:
+        training = Training(network, loss, settings, order)
+        curve: list[dict[str, Any]] = []
+        state = parallel.from_first(scratch.latest() if first else None)
+        if state is not None:
+            training.restore(state)
+            curve = json.loads(state["history"].numpy().tobytes())
+            kept.update({name.removeprefix("kept."): tensor for name, tensor in state.items() if name.startswith("kept.")})
+        with bar(settings.steps * settings.batch_size, "img", job.name, training.step * settings.batch_size) as progress:
+            while training.step < settings.steps:
+                try:
+                    record = training.advance()
+                except Diverged as error:
+                    raise keep_last_good(job, error) from None
+                if record is not None:
+                    on_record(record)
+                    checked = first and (len(curve) % every == every - 1 or record.step == settings.steps)
+                    validation = validate(cast(N, record.averaged)) if checked else None
+                    curve.append({"step": record.step, "loss": record.loss, "validation_loss": validation})
+                    progress.set_postfix(loss=f"{record.loss:.4f}", skipped=record.skipped, refresh=False)
+                    progress.update(record.step * settings.batch_size - progress.n)
+                stop = parallel.largest(scratch.signal) if training.step % LISTEN == 0 or parallel.world() == 1 else 0
+                if first and (stop or scratch.due() or training.step == settings.steps):
+                    scratch.save(training.step, training.state() | {"history": _as_tensor(curve)} | {f"kept.{k}": v for k, v in kept.items()})
+                if stop:
+                    raise scratch.interrupted(stop)
+    leave()
     job.write("history.json", json.dumps(curve, indent=1).encode())
-    return cast(N, record.averaged)
+    return cast(N, training.averaged.module)
+
+
+def check_room(network: nn.Module, batch_size: int) -> None:
+    """Raises: InputError unless there is room for a training's states, on disk, and for the training itself, in memory."""
+    size = sum(t.numel() * t.element_size() for t in network.state_dict().values())
+    state = 4 * size + MIB  # weights, their average, two moments; a guide of the same size may be among them
+    check_space(SCRATCH, disk=2 * (KEPT + 1) * state, memory=3 * state + batch_size * ACTIVATIONS)
+
+
+def keep_last_good(job: Job[Any], error: Diverged) -> Diverged:
+    """Keep the averaged network of a run that diverged, and say where."""
+    from ldm.artifacts import write_weights
+    from ldm.training import Diverged
+
+    path = SCRATCH / job.name / "last_good.safetensors"
+    if NUMBER == 0:
+        write_weights(path, error.averaged)
+    return Diverged(f"{error}; the last good weights are in {path}", error.averaged)
+
+
+def _as_tensor(values: Any) -> Tensor:
+    """JSON as bytes, (n,)."""
+    import torch
+
+    return torch.frombuffer(bytearray(json.dumps(values).encode()), dtype=torch.uint8)

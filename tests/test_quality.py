@@ -14,7 +14,7 @@ from ldm.errors import InputError
 from ldm.frechet import frechet_distance, moments
 from ldm.pixels import from_uint8
 from ldm.quality import Manifold, kernel_distance, label_statistics, nearest, precision_recall, share_closer, subset
-from ldm.training import batches
+from ldm.training import Batches
 
 
 def rng() -> np.random.Generator:
@@ -107,7 +107,7 @@ def digits() -> Digits:
     torch.manual_seed(0)
     network = Classifier.from_config({"classifier": "conv", "classifiers": {"conv": {"width": 8}}}, (1, 28, 28), 10)
     optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
-    index = batches(3500, 100, torch.Generator().manual_seed(0))
+    index = Batches(3500, 100, torch.Generator().manual_seed(0))
     for _ in range(200):
         chosen = next(index)
         loss = F.cross_entropy(network(from_uint8(images[chosen])), y[chosen])

@@ -1,13 +1,14 @@
 """The training loop: it learns, averages, and survives non-finite steps."""
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import nn
 
 from ldm.optimisation import Optimisation
-from ldm.training import Diverged, batches, learning_rate, train
+from ldm.training import Batches, Diverged, Record, Training, learning_rate
 
 SETTINGS = {
     "steps": 60,
@@ -27,6 +28,14 @@ SETTINGS = {
 
 def settings(**changes) -> Optimisation:
     return Optimisation.parse(SETTINGS | changes, "optimisation")
+
+
+def train(network: nn.Module, loss, settings: Optimisation) -> Iterator[Record]:
+    """The records of a training."""
+    training = Training(network, loss, settings, Batches(8, 8, torch.Generator()))
+    while training.step < settings.steps:
+        if record := training.advance():
+            yield record
 
 
 def regression(bad_steps=(), bad_gradients=()):
@@ -95,9 +104,15 @@ def test_a_non_finite_step_changes_nothing(kind):
 def test_too_many_bad_steps_end_the_run_with_the_last_good_state():
     layer, loss = regression(bad_steps=range(21, 100))
     records = []
-    with pytest.raises(Diverged, match=r"10 of 30 steps had a non-finite loss or gradient; try a lower lr \(now 0\.05\)") as caught:
+    with pytest.raises(Diverged, match=r"10 steps in a row, up to step 30, had a non-finite loss or gradient; try a lower lr \(now 0\.05\)") as caught:
         records.extend(train(layer, loss, settings(max_skipped=5)))
     assert all(p.isfinite().all() for p in caught.value.averaged.parameters())
+
+
+def test_bad_steps_far_apart_do_not_end_the_run():
+    layer, loss = regression(bad_steps=range(5, 60, 5))
+    *_, record = train(layer, loss, settings(max_skipped=2))
+    assert record.skipped == 11
 
 
 def test_learning_rate_warms_up_and_decays():
@@ -109,7 +124,7 @@ def test_learning_rate_warms_up_and_decays():
 
 
 def test_batches_pass_over_all_images_each_epoch():
-    order = batches(10, 4, torch.Generator().manual_seed(0))
+    order = Batches(10, 4, torch.Generator().manual_seed(0))
     indices = torch.cat([next(order) for _ in range(10)]).view(4, 10)  # 40 indices: 4 epochs
     assert all(sorted(epoch) == list(range(10)) for epoch in indices.tolist())
     assert len({tuple(epoch) for epoch in indices.tolist()}) > 1
