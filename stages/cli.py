@@ -94,7 +94,7 @@ def stage(name: str, config: type[C], run: Callable[[Job[C]], None], doc: str | 
         for folder in sorted({path.parent for path in outputs.values()}):
             check_writable(folder)
         if launch.STARTED and not parallel:
-            raise InputError(f"{name} runs in one process; start it without torchrun")
+            raise InputError("this stage runs in one process; start it without torchrun")
         if launch.STARTED:
             job = replace(job, device=launch.join(job.device))
         elif parallel and how["processes"] > 1:
