@@ -124,7 +124,7 @@ def run_command(command: click.Command, name: str) -> None:
     try:
         command.main(standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt):
-        _fail(name, "interrupted; nothing was written", 130)
+        _fail(name, "interrupted; run the same command again", 130)
     except click.ClickException as error:
         _fail(name, error.format_message())
     except InputError as error:

@@ -58,7 +58,7 @@ def run(job: Job[Config]) -> None:
     sampler = choices.build(*config.chosen("sampler"))
     sigmas = choices.build(*config.chosen("spacing"))(denoiser.schedule, config.steps)
     shape, size = artifact.config["shape"], 4 * prod(artifact.config["shape"])  # of a sample, in bytes
-    check_space(SCRATCH, disk=(KEPT + 1) * config.n * size, memory=4 * config.n * size + config.batch_size * ACTIVATIONS)
+    check_space(SCRATCH, disk=(KEPT + 1) * config.n * size, memory=4 * config.n * size + (config.batch_size * ACTIVATIONS if job.device == "cpu" else 0))
     indices = range(config.first, config.first + config.n)
     batches = [indices[i : i + config.batch_size] for i in range(0, config.n, config.batch_size)]
     mine = batches[len(batches) * parallel.rank() // parallel.world() : len(batches) * (parallel.rank() + 1) // parallel.world()]

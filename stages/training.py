@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 N = TypeVar("N", bound="nn.Module")
 POINTS = 8  # validations along a training curve, about
 LISTEN = 10  # steps between two questions to the other processes, whether a signal asks to stop
-ACTIVATIONS = 2 * MIB  # memory a sample takes in a training, about: networks of this size have up to so much
+ACTIVATIONS = 4 * MIB  # memory that a sample takes in a training of networks of this size, about
 
 
 def fit(
@@ -47,7 +47,7 @@ def fit(
     kept = {} if kept is None else kept
     every = max(settings.steps // (POINTS * settings.record_every), 1)
     first = parallel.rank() == 0
-    check_room(network, settings.batch_size)
+    check_room(network, settings.batch_size, job.device)
     with open_scratch(job) as scratch:
         training = Training(network, loss, settings, order)
         curve: list[dict[str, Any]] = []
@@ -79,11 +79,11 @@ def fit(
     return cast(N, training.averaged.module)
 
 
-def check_room(network: nn.Module, batch_size: int) -> None:
+def check_room(network: nn.Module, batch_size: int, device: str) -> None:
     """Raises: InputError unless there is room for a training's states, on disk, and for the training itself, in memory."""
     size = sum(t.numel() * t.element_size() for t in network.state_dict().values())
     state = 4 * size + MIB  # weights, their average, two moments; a guide of the same size may be among them
-    check_space(SCRATCH, disk=2 * (KEPT + 1) * state, memory=3 * state + batch_size * ACTIVATIONS)
+    check_space(SCRATCH, disk=2 * (KEPT + 1) * state, memory=3 * state + (batch_size * ACTIVATIONS if device == "cpu" else 0))
 
 
 def keep_last_good(job: Job[Any], error: Diverged) -> Diverged:

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ from multiprocessing.process import BaseProcess as Process
 from pathlib import Path
 from unittest import mock
 
+import psutil
 import pytest
 import torch
+from conftest import change, run_in
 from torch import nn
 
 from ldm import artifacts
@@ -245,6 +248,29 @@ class TestOneStage:
         assert code == 0, said
         assert "going on" not in said
         assert work.outputs() == wanted
+
+
+def test_dvc_repro_goes_on_after_a_kill(project, tmp_path):
+    """SIGKILL for DVC and the stage alike, as by the system when memory is short."""
+    folder = tmp_path / "copy"
+    shutil.copytree(project, folder)
+    change(folder / "params.yaml", {"train_vae.seed": 5})
+    assert run_in(folder, sys.executable, "-m", "stages.train_vae", "--out", str(tmp_path / "out")).returncode == 0
+    shutil.rmtree(folder / "scratch")
+    env = os.environ | {"PYTHONPATH": str(folder), "LDM_SAVE_EVERY": "0", "DVC_NO_ANALYTICS": "1"}
+    dvc = subprocess.Popen(["dvc", "repro", "train_vae"], cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(folder.glob("scratch/train_vae/*/*.safetensors")):
+        assert dvc.poll() is None
+        time.sleep(0.01)
+    for process in [*psutil.Process(dvc.pid).children(recursive=True), dvc]:
+        process.kill()
+    dvc.wait()
+    assert not (folder / "artifacts/train_vae/vae.safetensors").exists()
+    done = run_in(folder, "dvc", "repro", "train_vae")
+    assert done.returncode == 0, done.stderr
+    assert "train_vae: going on from scratch/train_vae/" in done.stderr
+    for path in (tmp_path / "out").iterdir():
+        assert path.read_bytes() == (folder / "artifacts/train_vae" / path.name).read_bytes(), path.name
 
 
 def test_too_little_space_is_said_before_the_run(tmp_path, monkeypatch):

@@ -172,7 +172,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Grow the grid to a given size by repetition, and smooth."""
+    """Grow the grid to a given size by repetition, then convolve where resampling is learned."""
 
     def __init__(self, channels: int, options: Options) -> None:
         super().__init__()

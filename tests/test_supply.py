@@ -1,0 +1,61 @@
+"""The supply chain: what is imported is declared, what is declared is used, and what is installed has an exact version."""
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import distributions, packages_distributions
+
+from conftest import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+BY_COMMAND = {"dvc", "mypy", "ruff"}  # used as programs
+TYPES = {"scipy-stubs"}  # used by mypy
+
+
+def names(requirements: list[str]) -> set[str]:
+    return {re.split(r"[^\w.-]", r)[0].lower() for r in requirements}
+
+
+def imported(*folders: str) -> Iterator[str]:
+    """The distributions of all modules that the files of some folders import."""
+    distributions = packages_distributions()
+    for folder in folders:
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                found = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                for top in {name.partition(".")[0] for name in found if not getattr(node, "level", 0)}:
+                    if top not in sys.stdlib_module_names | OWN:
+                        yield from {d.lower() for d in distributions.get(top, [f"{top}, of no distribution"])[:1]}
+
+
+OWN = {"ldm", "stages", "", *(path.stem for path in (ROOT / "tests").glob("*.py"))}
+USED, DEV = names(PROJECT["dependencies"]), names(PROJECT["optional-dependencies"]["dev"])
+
+
+def test_the_project_imports_what_it_declares():
+    used = set(imported("ldm", "stages"))
+    assert used - USED == set()
+    assert USED - used - BY_COMMAND == set()
+
+
+def test_the_tests_import_what_is_declared_for_them():
+    used = set(imported("tests"))
+    assert used - USED - DEV == set()
+    assert DEV - used - BY_COMMAND - TYPES == set()
+
+
+def plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_every_version_is_exact():
+    """Names and versions only, and all that 'make' has installed here is among them."""
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][\w.+!-]*", line) for line in lines)
+    pinned = {plain(name): version for name, _, version in (line.partition("==") for line in lines)}
+    assert len(pinned) == len(lines)
+    installed = {plain(d.metadata["Name"]): d.version for d in distributions()}
+    own = {"ldm", "pip"}  # the project, and what the environment came with
+    assert {name: version for name, version in installed.items() if pinned.get(name) != version and name not in own} == {}
