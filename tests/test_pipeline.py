@@ -48,6 +48,26 @@ def test_a_second_repro_does_nothing(project):
     assert (project / "dvc.yaml").read_bytes() == (ROOT / "dvc.yaml").read_bytes()
 
 
+def test_artifacts_travel_by_a_remote(copy, tmp_path):
+    """Push, clone, pull: then `dvc repro` has nothing to do."""
+    git = ["git", "-c", "user.name=A", "-c", "user.email=a@example.org"]
+    clone = tmp_path / "clone"
+    for folder, *command in [
+        (copy, "dvc", "remote", "add", "--default", "store", str(tmp_path / "store")),
+        (copy, "dvc", "push"),
+        (copy, "git", "add", "-A"),
+        (copy, *git, "commit", "-q", "-m", "Reference"),
+        (tmp_path, "git", "clone", "-q", str(copy), str(clone)),
+        (clone, "dvc", "pull"),
+        (clone, "dvc", "repro"),
+    ]:
+        done = run_in(folder, *command)
+        assert done.returncode == 0, done.stderr
+    assert "Running stage" not in done.stdout
+    for path in copy.glob("artifacts/*/*.safetensors"):
+        assert (clone / path.relative_to(copy)).read_bytes() == path.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("settings", "rerun"),
     [
