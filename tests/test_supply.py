@@ -10,7 +10,7 @@ from importlib.metadata import distributions, packages_distributions
 from conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-BY_COMMAND = {"dvc", "mypy", "ruff"}  # used as programs
+BY_COMMAND = {"dvc", "mypy", "pytest-xdist", "ruff"}  # used as programs
 TYPES = {"scipy-stubs"}  # used by mypy
 
 
@@ -30,8 +30,8 @@ def imported(*folders: str) -> Iterator[str]:
                         yield from {d.lower() for d in distributions.get(top, [f"{top}, of no distribution"])[:1]}
 
 
-OWN = {"ldm", "stages", "", *(path.stem for path in (ROOT / "tests").glob("*.py"))}
-USED, DEV = names(PROJECT["dependencies"]), names(PROJECT["optional-dependencies"]["dev"])
+OWN = {"bench", "ldm", "stages", "", *(path.stem for path in (ROOT / "tests").glob("*.py"))}
+USED, DEV, BENCH = names(PROJECT["dependencies"]), *(names(PROJECT["optional-dependencies"][extra]) for extra in ("dev", "bench"))
 
 
 def test_the_project_imports_what_it_declares():
@@ -44,6 +44,13 @@ def test_the_tests_import_what_is_declared_for_them():
     used = set(imported("tests"))
     assert used - USED - DEV == set()
     assert DEV - used - BY_COMMAND - TYPES == set()
+
+
+def test_the_benchmark_imports_what_is_declared_for_it():
+    distribution = {"denoising_diffusion_pytorch": "denoising-diffusion-pytorch", "ema_pytorch": "ema-pytorch"}  # if not installed
+    used = {distribution.get(name.partition(",")[0], name) for name in imported("bench")}
+    assert used - USED - BENCH == set()
+    assert BENCH - used == set()
 
 
 def plain(name: str) -> str:
