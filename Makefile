@@ -1,15 +1,17 @@
 # make repro      set up, run the pipeline, print the table of Fréchet distances
 # make test       set up, lint, run all tests        make test-fast   the quick tests
 # make lint       ruff and mypy                      make clean       remove the environment
+# make bench      time training and sampling beside other libraries (on a GPU: make bench DEVICE=cuda)
 
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 NEEDED_MB := 9000
+WORKERS := --numprocesses logical --maxprocesses 4 --dist loadfile  # files of tests side by side, each on one thread
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 
-.PHONY: repro test test-fast lint clean
+.PHONY: repro test test-fast lint bench clean
 
 repro: $(READY)
 	@python -m stages.params
@@ -17,15 +19,19 @@ repro: $(READY)
 	dvc metrics show artifacts/metrics/*.json
 
 test: $(READY) lint
-	python -m pytest
+	python -m pytest $(WORKERS)
 
 test-fast: $(READY)
-	python -m pytest -m "not slow"
+	python -m pytest $(WORKERS) -m "not slow"
 
 lint: $(READY)
 	ruff check .
 	ruff format --check .
 	mypy
+
+bench: $(READY)
+	python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,bench]"
+	python -m bench $(if $(DEVICE),--device $(DEVICE))
 
 clean:
 	rm -rf $(VENV)
