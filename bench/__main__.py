@@ -57,7 +57,8 @@ class Worker:
 
     def measure(self, what: str, **settings: Any) -> float:
         """Raises: InputError where the side has died."""
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdin
+        assert self.process.stdout
         try:
             self.process.stdin.write(json.dumps({"what": what, **settings}) + "\n")
             self.process.stdin.flush()
@@ -112,7 +113,8 @@ def command(device: str, rounds: int, seconds: float, batch_size: int, n: int, e
         worker.process.kill()
     results = {"machine": machine(device), "matrix_peak_tflops": found, "batch_size": batch_size, "evaluations": evaluations, "costs": costs, "rows": rows}
     write_atomic(out / "results.json", json.dumps(results, indent=1).encode())
-    bars = [{"side": f"{r['side']}, {r['precision']}, against {r['against']}", "images_per_second": r["images_per_second"]} for r in rows if r["what"] == "train"]
+    training = [r for r in rows if r["what"] == "train"]
+    bars = [{"side": f"{r['side']}, {r['precision']}, against {r['against']}", "images_per_second": r["images_per_second"]} for r in training]
     write_atomic(out / "training.json", json.dumps(bars, indent=1).encode())
     text = table(results)
     write_atomic(out / "table.md", text.encode())
@@ -133,7 +135,8 @@ def table(results: dict[str, Any]) -> str:
     lines[0] += ", ".join(f"{precision} {value:.2f}" for precision, value in peaks.items())
     for peer, costs in results["costs"].items():
         sizes = "; ".join(f"{side} {c['parameters'] / 1e6:.2f}M parameters, {c['flops'] / 1e6:.1f} MFLOP" for side, c in costs.items())
-        lines += ["", f"**{peer}** ({sizes})", "", "| what | side | precision | images/s | least – most | ours over it | of the peak | MiB |", "|---|---|---|---|---|---|---|---|"]
+        lines += ["", f"**{peer}** ({sizes})", ""]
+        lines += ["| what | side | precision | images/s | least – most | ours over it | of the peak | MiB |", "|---|---|---|---|---|---|---|---|"]
         rows = [r for r in results["rows"] if r["against"] == peer]
         for row in rows:
             ours = max(r["images_per_second"] for r in rows if r["side"] == "ours" and (r["what"] == "train") == (row["what"] == "train"))

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
-from bench.sides import SIDES
+from bench.sides import SIDES, Side
+
+CHUNK = 10  # training steps between two looks at the clock, so that no step waits for the device
 
 
 def timed(device: str, seconds: float, images: int, work: Callable[[], Any]) -> float:
@@ -50,19 +52,18 @@ def main(name: str, peer: str, precision: str, device: str, batch_size: int) -> 
     out, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints goes elsewhere
     side = SIDES[name](peer, precision, device, batch_size) if name in SIDES else None
     for line in sys.stdin:
-        request = json.loads(line)
-        what, seconds = request["what"], request["seconds"]
-        if what == "peak":
-            answer = {"value": matrix_peak(device, precision)}
-        elif what == "train":
-            chunk = 10  # steps between two looks at the clock, which must not wait for the device each step
-            value = timed(device, seconds, chunk * batch_size, lambda: [side.step() for _ in range(chunk)])
-            answer = {"value": value, "memory": memory(device)}
-        else:
-            n, evaluations = request["n"], request["evaluations"]
-            value = timed(device, seconds, n, lambda: side.images(what, n, evaluations))
-            answer = {"value": value, "memory": memory(device)}
-        print(json.dumps(answer), file=out, flush=True)
+        print(json.dumps(answer(side, device, precision, **json.loads(line))), file=out, flush=True)
+
+
+def answer(side: Side | None, device: str, precision: str, *, what: str, seconds: float, n: int = 0, evaluations: int = 0) -> dict[str, float]:
+    """What a request asks for: the matrix peak, training images a second, or images drawn a second by a sampler."""
+    if side is None:
+        return {"value": matrix_peak(device, precision)}
+    if what == "train":
+        value = timed(device, seconds, CHUNK * side.batch_size, lambda: [side.step() for _ in range(CHUNK)])
+    else:
+        value = timed(device, seconds, n, lambda: side.images(what, n, evaluations))
+    return {"value": value, "memory": memory(device)}
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ and lineage give the same bytes.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -129,7 +130,7 @@ def load(path: Path, kind: str) -> Artifact:
         unsigned = raw.replace(_digest_field(digest), _digest_field(_NO_DIGEST), 1)
         intact = hashlib.sha256(unsigned).hexdigest() == digest and isinstance(meta["config"], dict) and isinstance(meta["lineage"], dict)
         found = (meta["schema"], meta["kind"])
-    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, MemoryError):
+    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError):
         intact = False
     if not intact:
         raise InputError(f"{path} is truncated, corrupt or not an artifact of this project; {_remedy(kind)}")
@@ -170,7 +171,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "xb") as file:
+        with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -180,6 +181,9 @@ def write_atomic(path: Path, data: bytes) -> None:
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems have no such thing for folders
+            raise
     finally:
         os.close(folder)
 

@@ -6,8 +6,8 @@ that k processes compute the same run as one, to rounding. Without torchrun ther
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ldm.errors import InputError
+
+T = TypeVar("T")
 
 
 def world() -> int:
@@ -40,9 +42,24 @@ def share(batch_size: int) -> slice:
     return slice(rank() * size, (rank() + 1) * size)
 
 
+def part(items: Sequence[T]) -> Sequence[T]:
+    """This process's part of a list, in order; the first processes have the longer ones."""
+    start, end = (-(-len(items) * number // world()) for number in (rank(), rank() + 1))
+    return items[start:end]
+
+
 def objective(network: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """The loss of a batch, whose gradients are the means over all processes (DistributedDataParallel)."""
-    return loss if world() == 1 else DistributedDataParallel(_Objective(network, loss), gradient_as_bucket_view=True)
+    """The loss of a batch, whose gradients are the means over all processes (DistributedDataParallel).
+
+    Raises: InputError where the network draws random numbers of its own.
+    """
+    if world() == 1:
+        return loss
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Dropout) and module.p > 0:
+            raise InputError(f"dropout {module.p:g} ({name}) would differ between processes; set it to 0, or train in one process")
+    # looking for unused parameters keeps the gradients where they are in the buckets, so that a resumed run adds in the same order
+    return DistributedDataParallel(_Objective(network, loss), gradient_as_bucket_view=True, find_unused_parameters=True)
 
 
 class _Objective(nn.Module):

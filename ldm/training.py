@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -58,16 +57,18 @@ class Training:
     bits. `loss` may draw from the order's generator and from torch's own, and from no other. Under
     torchrun it is the mean loss of this process's share (`ldm.parallel`).
 
-    A step with a non-finite loss or gradient changes nothing; it is counted on the device, so that
-    no step waits for it.
+    A step with a non-finite loss or gradient changes neither weights nor buffers; it is counted on
+    the device, so that no step waits for it.
     """
 
     def __init__(self, network: nn.Module, loss: Callable[[], Tensor], settings: Optimisation, order: Batches) -> None:
         self.network, self.settings, self.order = network, settings, order
         self.device = next(network.parameters()).device
         self.optimizer = torch.optim.AdamW(network.parameters(), settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=True)
-        self.averaged = AveragedModel(network, multi_avg_fn=ramped_average(settings.ema_decay), use_buffers=True)
+        self.averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
         self.averaged.eval()
+        kept = network.state_dict().keys()
+        self.buffers = [buffer for name, buffer in network.named_buffers() if name in kept]  # a forward pass changes those of batch norm
         self.loss = parallel.objective(network, loss)
         self.step = 0
         # on the device: loss summed since the last record; steps skipped so far, since then, in a row, and most in a row
@@ -80,6 +81,7 @@ class Training:
         self.step += 1
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(settings, self.step)
+        before = [buffer.clone() for buffer in self.buffers]
         with autocast(self.device, settings):
             loss = self.loss()
         self.optimizer.zero_grad(set_to_none=True)
@@ -89,6 +91,9 @@ class Training:
         good = loss.isfinite() & norm.isfinite()
         self.optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]  # the fused kernel skips the step, as for a GradScaler
         self.optimizer.step()
+        for buffer, old in zip(self.buffers, before, strict=True):
+            buffer.copy_(torch.where(good, buffer, old))
+        self.averaged.multi_avg_fn = get_ema_multi_avg_fn(ramped_decay(settings.ema_decay, self.step - 1))
         self.averaged.update_parameters(self.network)
         total, skipped, lately, row, most = self.sums.unbind()
         row = torch.where(good, 0, row + 1)
@@ -145,16 +150,12 @@ class Training:
         return [("network", self.network), ("averaged", self.averaged)]
 
 
-def ramped_average(decay: float) -> Callable[[Any, Any, Any], None]:
-    """An exponential moving average that forgets the first weights: step n decays by min(decay, (1 + n) / (10 + n)).
+def ramped_decay(decay: float, n: int) -> float:
+    """The decay of the average after n updates, min(decay, (1 + n) / (10 + n)), which forgets the first weights.
 
-    The ramp is that of TensorFlow's ExponentialMovingAverage. For `AveragedModel`.
+    The ramp is that of TensorFlow's ExponentialMovingAverage.
     """
-
-    def update(averaged: list[Tensor], current: list[Tensor], n: Tensor | int) -> None:
-        get_ema_multi_avg_fn(min(decay, (1 + int(n)) / (10 + int(n))))(averaged, current, n)
-
-    return update
+    return min(decay, (1 + n) / (10 + n))
 
 
 def learning_rate(settings: Optimisation, step: int) -> float:

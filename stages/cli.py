@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -37,6 +39,7 @@ class Job(Generic[C]):
     device: str
     save_every: float = 60.0  # seconds between two states
     fresh: bool = False  # leave out the states that there are
+    resources: ExitStack = field(default_factory=ExitStack, compare=False)  # held until the run has ended
 
     def load(self, kind: str) -> Artifact:
         """Read an input artifact. Raises: InputError."""
@@ -98,10 +101,11 @@ def stage(name: str, config: type[C], run: Callable[[Job[C]], None], doc: str | 
         if launch.STARTED:
             job = replace(job, device=launch.join(job.device))
         elif parallel and how["processes"] > 1:
-            launch.launch(name, job.config, how["processes"], job.device)
+            launch.launch(job, how["processes"])
         if how["deterministic"]:
             only_deterministic()
-        run(job)
+        with job.resources:
+            run(job)
 
     return lambda: run_command(command, name)
 
@@ -132,7 +136,7 @@ def run_command(command: click.Command, name: str) -> None:
     except Interrupted as error:
         _fail(name, str(error), error.code)
     except (MemoryError, RuntimeError) as error:  # torch's own is a RuntimeError
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
+        if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory|not enough memory", str(error)):
             raise
         _fail(name, f"out of memory; lower the batch size or the network's width, or free some ({str(error).partition('.')[0]})")
     except OSError as error:
@@ -254,17 +258,17 @@ def parameter_rows(config: type[Section], values: dict[str, Any], prefix: str = 
     """(name = value, 'type, range: meaning') of every parameter, those of chosen options included."""
     rows = []
     kinds = {kind: values.get(word) for word, kind in choice_fields(config).items()}
-    for key, field in config.model_fields.items():
-        value = values.get(key)
+    for key, meaning in config.model_fields.items():
+        value, kind = values.get(key), meaning.annotation
         if key in kinds:
             for name, options in (value or {}).items():
                 cls = type(parse_options(key, name, options))
                 rows += parameter_rows(cls, options, f"{prefix}{key}.{name}.")
-        elif isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            rows += parameter_rows(field.annotation, value or {}, f"{prefix}{key}.")
+        elif isinstance(kind, type) and issubclass(kind, Section):
+            rows += parameter_rows(kind, value or {}, f"{prefix}{key}.")
         else:
-            about = ", ".join([_type_name(field.annotation), *(text for m in field.metadata if (text := _limit(m)))])
-            rows.append((f"{prefix}{key} = {value}", f"{about}: {field.description}{_names(config, key)}"))
+            about = ", ".join([_type_name(kind), *(text for m in meaning.metadata if (text := _limit(m)))])
+            rows.append((f"{prefix}{key} = {value}", f"{about}: {meaning.description}{_names(config, key)}"))
     return rows
 
 

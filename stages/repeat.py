@@ -32,9 +32,13 @@ def run_seed(seed: int, first: str, out: Path) -> None:
         inputs = [Path(d).stem for d in dag[name]["deps"] if not d.endswith(".py")]
         sources = [arg for kind in inputs if kind in made for arg in ("--in", f"{kind}={made[kind]}")]
         settings = ["--set", f"seed={seed}"] if name == first else []
-        done = subprocess.run([sys.executable, "-m", f"stages.{name}", *settings, *sources, "--out", str(out)])
-        if done.returncode:
-            raise InputError(f"seed {seed}: {name} failed (exit code {done.returncode}); its message is above")
+        stage = subprocess.Popen([sys.executable, "-m", f"stages.{name}", *settings, *sources, "--out", str(out)])
+        try:
+            code = stage.wait()
+        except KeyboardInterrupt:  # the stage has it too, and keeps its state first
+            code = stage.wait()
+        if code:
+            raise InputError(f"seed {seed}: {name} failed (exit code {code}); its message is above")
         made |= {path.stem: path for path in out.glob("*.safetensors")}
 
 

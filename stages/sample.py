@@ -18,7 +18,7 @@ from stages.launch import leave
 from stages.progress import bar
 from stages.scratch import KEPT, SCRATCH, check_space, open_scratch
 
-ACTIVATIONS = 1 << 20  # memory a sample takes in a network of this size, about
+ACTIVATIONS = 250  # memory that a batch takes in a network of this size, in sizes of the batch, about
 
 
 class Guidance(Section):
@@ -58,27 +58,29 @@ def run(job: Job[Config]) -> None:
     sampler = choices.build(*config.chosen("sampler"))
     sigmas = choices.build(*config.chosen("spacing"))(denoiser.schedule, config.steps)
     shape, size = artifact.config["shape"], 4 * prod(artifact.config["shape"])  # of a sample, in bytes
-    check_space(SCRATCH, disk=(KEPT + 1) * config.n * size, memory=4 * config.n * size + (config.batch_size * ACTIVATIONS if job.device == "cpu" else 0))
+    at_once = config.batch_size * size * ACTIVATIONS if job.device == "cpu" else 0
+    check_space(SCRATCH, disk=(KEPT + 1) * config.n * size, memory=4 * config.n * size + at_once)
     indices = range(config.first, config.first + config.n)
     batches = [indices[i : i + config.batch_size] for i in range(0, config.n, config.batch_size)]
-    mine = batches[len(batches) * parallel.rank() // parallel.world() : len(batches) * (parallel.rank() + 1) // parallel.world()]
-    with open_scratch(job) as scratch, torch.inference_mode():
-        done = scratch.latest() or {"samples": torch.empty(0, *shape)}
-        with bar(config.n, "img", job.name, len(done["samples"])) as progress:
-            while len(done["samples"]) < sum(map(len, mine)):
-                part = mine[len(done["samples"]) // config.batch_size]
-                frames = []
-                for x_t in states(denoiser, sampler, sigmas, Streams(config.seed, part, shape, job.device)):
-                    if "trajectory" not in done:
-                        frames.append(x_t[: config.shown].float().cpu())
-                if frames:
-                    done["trajectory"] = torch.stack(frames, 1)  # (shown, frames, C, h, w)
-                done["samples"] = torch.cat([done["samples"], x_t.float().cpu()])
-                progress.update(len(part))
-                if scratch.due() or scratch.signal or part is mine[-1]:
-                    scratch.save(len(done["samples"]), done)
-                if scratch.signal:
-                    raise scratch.interrupted(scratch.signal)
+    mine = parallel.part(batches)
+    scratch = open_scratch(job)
+    done = scratch.latest() or {"samples": torch.empty(0, *shape)}
+    with torch.inference_mode(), bar(config.n, "img", job.name, len(done["samples"])) as progress:
+        while len(done["samples"]) < sum(map(len, mine)):
+            part = mine[len(done["samples"]) // config.batch_size]
+            frames = []
+            for x_t in states(denoiser, sampler, sigmas, Streams(config.seed, part, shape, job.device)):
+                if "trajectory" not in done:
+                    frames.append(x_t[: config.shown].float().cpu())
+            if frames:
+                done["trajectory"] = torch.stack(frames, 1)  # (shown, frames, C, h, w)
+            done["samples"] = torch.cat([done["samples"], x_t.float().cpu()])
+            progress.update(len(part))
+            if scratch.due() or scratch.signal or part is mine[-1]:
+                scratch.save(len(done["samples"]), done)
+            if scratch.signal:
+                raise scratch.interrupted(scratch.signal)
+    scratch.finished()
     samples = parallel.gather(done["samples"])
     leave()
     job.save("samples", {"samples": torch.cat(samples), "trajectory": done["trajectory"]}, [artifact, guide])

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 SCRATCH = Path("scratch")
 KEPT = 2  # states of a run
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 MIB = 1 << 20
 
 
@@ -51,7 +52,7 @@ def key_of(job: Job[Any]) -> str:
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "device": job.device.partition(":")[0],
         "processes": world(),
-        "threads": torch.get_num_threads(),
+        "threads": torch.get_num_threads() if job.device == "cpu" else 0,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -98,13 +99,26 @@ class Scratch:
         for path in reversed(self._paths()):
             try:
                 state = artifacts.load(path, "state")
-            except InputError:
+            except (InputError, OSError):
                 warn(self.job.name, f"{path} is corrupt, and left out")
-                path.unlink()
+                path.replace(path.with_suffix(".corrupt"))
                 continue
             print(f"{self.job.name}: going on from {path}", file=sys.stderr)
             return state.tensors
         return None
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """The signals' handler while the run is under way: the state is kept first."""
+        self.signal = number
+
+    def finished(self) -> None:
+        """The last state is kept: from now on a signal ends the run at once."""
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            raise self.interrupted(number)
+
+        for number in SIGNALS:
+            signal.signal(number, stop)
 
     def clear(self) -> None:
         """Remove the states."""
@@ -115,41 +129,44 @@ class Scratch:
         return sorted(self.folder.glob(f"{self.prefix}[0-9]*.safetensors"))
 
 
-@contextmanager
-def open_scratch(job: Job[Any]) -> Iterator[Scratch]:
-    """The scratch of this run, for this process alone; SIGINT and SIGTERM are noted in it, and do not end the run.
+def open_scratch(job: Job[Any]) -> Scratch:
+    """The scratch of this run, for this process alone until the whole run has ended.
 
-    Under torchrun the first process holds it for all. After a success the states of other keys are
-    gone; this run's stay, since DVC can fail after it. Raises: InputError where another process is at the same run.
+    SIGINT and SIGTERM are noted in it, and do not end the run. Under torchrun the first process
+    holds it for all. After a success the states of other keys are removed; this run's stay, since
+    DVC can fail after it. Raises: InputError where another process is at the same run.
     """
+    return job.resources.enter_context(_open(job))
+
+
+@contextmanager
+def _open(job: Job[Any]) -> Iterator[Scratch]:
     from ldm.parallel import rank
 
     root, first = SCRATCH / job.name, rank() == 0
     folder = root / key_of(job)
     folder.mkdir(parents=True, exist_ok=True)
     scratch = Scratch(job, folder, "" if first else f"process{rank()}-")
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        scratch.signal = number
-
     with (folder / f"{scratch.prefix}lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise InputError(f"another process is at this very run, and holds {lock.name}; wait for it, or stop it") from None
+        except OSError as error:
+            raise InputError(f"{lock.name} cannot be locked ({error.strerror}); keep the project on a file system that has locks") from None
         for stray in folder.glob(f".{scratch.prefix}[0-9]*.tmp"):
             stray.unlink()
         if job.fresh:
             scratch.clear()
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, scratch.note) for number in SIGNALS}
         try:
             yield scratch
+            for other in root.iterdir() if first else ():
+                if other.is_dir() and other != folder and not _held(other):
+                    shutil.rmtree(other, ignore_errors=True)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-    for other in root.iterdir() if first else ():
-        if other.is_dir() and other != folder and not _held(other):
-            shutil.rmtree(other, ignore_errors=True)
 
 
 def _held(folder: Path) -> bool:

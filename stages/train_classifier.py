@@ -54,7 +54,7 @@ def run(job: Job[Config], kind: str = "classifier") -> None:
     def scores(network, split: str) -> tuple[Tensor, Tensor]:
         return in_batches(network, tensors[f"{split}_images"]), tensors[f"{split}_labels"].long()
 
-    averaged = fit(job, classifier, loss, order, lambda network: F.cross_entropy(*scores(network, "validation")).item())
+    averaged = fit(job, classifier, loss, order, lambda network: F.cross_entropy(*scores(network, "validation")).item(), x[0].numel())
     logits, labels = scores(averaged, "test")
     predicted = logits.argmax(1)
     metrics = {

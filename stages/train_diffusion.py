@@ -105,7 +105,7 @@ def run(job: Job[Config]) -> None:
             guide.update({name: tensor.clone() for name, tensor in record.averaged.state_dict().items()})
 
     denoiser.network.train()
-    averaged = fit(job, denoiser.network, loss, order, validate, keep_guide, guide)
+    averaged = fit(job, denoiser.network, loss, order, validate, mean[0].numel(), keep_guide, guide)
     shape = list(mean.shape[1:])
     kept = job.save("guide", guide, [latents], shape=shape)
     job.save("denoiser", averaged.state_dict(), [latents, kept], shape=shape)  # the guide is an ancestor, so that no other one goes with it

@@ -60,7 +60,7 @@ def run(job: Job[Config]) -> None:
             total += vae_loss(network, from_uint8(part), eps, config.kl_weight).sum().item()
         return total / len(held_out)
 
-    averaged = fit(job, vae, loss, order, validate)
+    averaged = fit(job, vae, loss, order, validate, x[0].numel())
     mean, log_variance = encode_images(averaged, held_out)
     z = draw(mean, log_variance, torch.randn(mean.shape, generator=generator, device=job.device))
     decoded = decode_images(averaged, z)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 N = TypeVar("N", bound="nn.Module")
 POINTS = 8  # validations along a training curve, about
 LISTEN = 10  # steps between two questions to the other processes, whether a signal asks to stop
-ACTIVATIONS = 4 * MIB  # memory that a sample takes in a training of networks of this size, about
+ACTIVATIONS = 5000  # bytes of memory that an element of the input takes in a training of networks of this size, about
 
 
 def fit(
@@ -29,13 +29,15 @@ def fit(
     loss: Callable[[], Tensor],
     order: Batches,
     validate: Callable[[N], float],
+    sample_size: int,
     on_record: Callable[[Record], None] = lambda record: None,
     kept: dict[str, Tensor] | None = None,
 ) -> N:
     """Train to the end behind a bar with loss, images/s and time left, and write history.json.
 
     Returns the averaged network. The run's state is kept at intervals, and taken up again where
-    there is one; `kept` is what `on_record` fills, and a part of it. history.json has one row a
+    there is one; `kept` is what `on_record` fills, and a part of it. sample_size: elements of a
+    sample, for an estimate of the memory. history.json has one row a
     record, with the validation loss of the averaged network in about POINTS of them and null in
     the others. Under torchrun the first process returns, and the others end. Raises: Diverged, after
     the last good network was kept in the scratch folder; Interrupted.
@@ -47,43 +49,46 @@ def fit(
     kept = {} if kept is None else kept
     every = max(settings.steps // (POINTS * settings.record_every), 1)
     first = parallel.rank() == 0
-    check_room(network, settings.batch_size, job.device)
-    with open_scratch(job) as scratch:
-        training = Training(network, loss, settings, order)
-        curve: list[dict[str, Any]] = []
-        state = parallel.from_first(scratch.latest() if first else None)
-        if state is not None:
-            training.restore(state)
-            curve = json.loads(state["history"].numpy().tobytes())
-            kept.update({name.removeprefix("kept."): tensor for name, tensor in state.items() if name.startswith("kept.")})
-        with bar(settings.steps * settings.batch_size, "img", job.name, training.step * settings.batch_size) as progress:
-            while training.step < settings.steps:
-                try:
-                    record = training.advance()
-                except Diverged as error:
-                    raise keep_last_good(job, error) from None
-                if record is not None:
-                    on_record(record)
-                    checked = first and (len(curve) % every == every - 1 or record.step == settings.steps)
-                    validation = validate(cast(N, record.averaged)) if checked else None
-                    curve.append({"step": record.step, "loss": record.loss, "validation_loss": validation})
-                    progress.set_postfix(loss=f"{record.loss:.4f}", skipped=record.skipped, refresh=False)
-                    progress.update(record.step * settings.batch_size - progress.n)
-                stop = parallel.largest(scratch.signal) if training.step % LISTEN == 0 or parallel.world() == 1 else 0
-                if first and (stop or scratch.due() or training.step == settings.steps):
-                    scratch.save(training.step, training.state() | {"history": _as_tensor(curve)} | {f"kept.{k}": v for k, v in kept.items()})
-                if stop:
-                    raise scratch.interrupted(stop)
+    check_room(network, settings.batch_size * sample_size, job.device)
+    scratch = open_scratch(job)
+    training = Training(network, loss, settings, order)
+    curve: list[dict[str, Any]] = []
+    state = parallel.from_first(scratch.latest() if first else None)
+    if state is not None:
+        training.restore(state)
+        curve = json.loads(state["history"].numpy().tobytes())
+        kept.update({name.removeprefix("kept."): tensor for name, tensor in state.items() if name.startswith("kept.")})
+    with bar(settings.steps * settings.batch_size, "img", job.name, training.step * settings.batch_size) as progress:
+        while training.step < settings.steps:
+            try:
+                record = training.advance()
+            except Diverged as error:
+                raise keep_last_good(job, error) from None
+            if record is not None:
+                on_record(record)
+                checked = first and (len(curve) % every == every - 1 or record.step == settings.steps)
+                validation = validate(cast(N, record.averaged)) if checked else None
+                curve.append({"step": record.step, "loss": record.loss, "validation_loss": validation})
+                progress.set_postfix(loss=f"{record.loss:.4f}", skipped=record.skipped, refresh=False)
+                progress.update(record.step * settings.batch_size - progress.n)
+            stop = parallel.largest(scratch.signal) if training.step % LISTEN == 0 or parallel.world() == 1 else 0
+            if first and (stop or scratch.due() or training.step == settings.steps):
+                scratch.save(training.step, training.state() | {"history": _as_tensor(curve)} | {f"kept.{k}": v for k, v in kept.items()})
+            if stop:
+                raise scratch.interrupted(stop) if first else SystemExit(128 + stop)
+    scratch.finished()
     leave()
     job.write("history.json", json.dumps(curve, indent=1).encode())
     return cast(N, training.averaged.module)
 
 
-def check_room(network: nn.Module, batch_size: int, device: str) -> None:
-    """Raises: InputError unless there is room for a training's states, on disk, and for the training itself, in memory."""
+def check_room(network: nn.Module, elements: int, device: str) -> None:
+    """Raises: InputError unless there is room for a training's states, on disk, and for the training of batches of so many elements, in memory."""
+    from ldm.parallel import world
+
     size = sum(t.numel() * t.element_size() for t in network.state_dict().values())
     state = 4 * size + MIB  # weights, their average, two moments; a guide of the same size may be among them
-    check_space(SCRATCH, disk=2 * (KEPT + 1) * state, memory=3 * state + (batch_size * ACTIVATIONS if device == "cpu" else 0))
+    check_space(SCRATCH, disk=2 * (KEPT + 1) * state, memory=3 * state + (elements * ACTIVATIONS // world() if device == "cpu" else 0))
 
 
 def keep_last_good(job: Job[Any], error: Diverged) -> Diverged:
@@ -92,8 +97,9 @@ def keep_last_good(job: Job[Any], error: Diverged) -> Diverged:
     from ldm.training import Diverged
 
     path = SCRATCH / job.name / "last_good.safetensors"
-    if NUMBER == 0:
-        write_weights(path, error.averaged)
+    if NUMBER:
+        raise SystemExit(2)  # all processes diverge as one
+    write_weights(path, error.averaged)
     return Diverged(f"{error}; the last good weights are in {path}", error.averaged)
 
 

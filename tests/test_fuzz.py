@@ -133,6 +133,14 @@ def test_any_command_line(folder, monkeypatch, capsys, name, words):
     judge(*outcome(stage(name, dag.stage_config(name), ran.append, "A stage."), capsys))
     assert all(path.read_bytes() == data for path, data in before.items())
     assert not list(folder.rglob("*.safetensors"))
+    ACCEPTED.append(bool(ran))
+
+
+ACCEPTED: list[bool] = []  # whether a command line was a right one
+
+
+def test_some_of_those_command_lines_were_right():
+    assert 0 < sum(ACCEPTED) < len(ACCEPTED)
 
 
 CONFIG = {"classifier": "conv", "classifiers": {"conv": {"width": 4}}, "shape": [1, 8, 8], "classes": 10}

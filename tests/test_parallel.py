@@ -15,8 +15,10 @@ import psutil
 import pytest
 import torch
 from conftest import run_in
+from torch import nn
 
-from ldm import artifacts
+from ldm import artifacts, parallel
+from ldm.errors import InputError
 
 pytestmark = pytest.mark.slow
 KINDS = {"train_vae": "vae", "train_diffusion": "denoiser"}
@@ -79,10 +81,30 @@ def test_two_processes_train_as_one(trained, stage):
 
 
 def test_two_processes_draw_the_same_samples(copy, tmp_path):
-    for processes in ("1", "2"):
-        done = run_in(copy, *command("sample", tmp_path / processes, "--set", "batch_size=50"), LDM_PROCESSES=processes, **ONE_THREAD)
-        assert done.returncode == 0, done.stderr
-    assert digests(tmp_path / "1") == digests(tmp_path / "2")
+    """The second process has none of them where there is one batch."""
+    for batch_size in ("70", "300"):
+        for processes in ("1", "2"):
+            out = tmp_path / f"{batch_size}-{processes}"
+            done = run_in(copy, *command("sample", out, "--set", f"batch_size={batch_size}"), LDM_PROCESSES=processes, **ONE_THREAD)
+            assert done.returncode == 0, done.stderr
+        assert digests(tmp_path / f"{batch_size}-1") == digests(tmp_path / f"{batch_size}-2")
+
+
+@pytest.mark.parametrize(("items", "world"), [(1, 2), (5, 2), (20, 3), (0, 2), (7, 7)])
+def test_parts_are_all_of_a_list_in_order(monkeypatch, items, world):
+    monkeypatch.setattr(parallel, "world", lambda: world)
+    parts = []
+    for rank in range(world):
+        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        parts.append(parallel.part(range(items)))
+    assert [item for part in parts for item in part] == list(range(items))
+    assert len(parts[0]) == max(map(len, parts))
+
+
+def test_dropout_is_refused_in_several_processes(monkeypatch):
+    monkeypatch.setattr(parallel, "world", lambda: 2)
+    with pytest.raises(InputError, match=r"dropout 0\.1 \(1\) would differ between processes; set it to 0, or train in one process"):
+        parallel.objective(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1)), lambda: torch.zeros(()))
 
 
 def test_kills_of_two_processes_change_nothing(copy, trained, tmp_path):
@@ -103,6 +125,7 @@ def test_kills_of_two_processes_change_nothing(copy, trained, tmp_path):
         assert not digests(out)
         if number == signal.SIGTERM:
             assert "train_vae: interrupted; run the same command again, or dvc repro, to go on from scratch/train_vae/" in error
+            assert "nothing could be kept" not in error
     process = start(copy, out)
     _, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
@@ -114,6 +137,7 @@ def test_the_death_of_one_process_ends_the_run(copy, tmp_path):
     shutil.rmtree(copy / "scratch", ignore_errors=True)
     process = start(copy, tmp_path / "out", "--save-every", "0", "--set", "optimisation.steps=100000")
     while not states(copy):
+        assert process.poll() is None
         time.sleep(0.01)
     second = [p for p in psutil.Process(process.pid).children(recursive=True) if p.environ().get("RANK") == "1"]
     second[0].kill()

@@ -48,6 +48,17 @@ def test_a_second_repro_does_nothing(project):
     assert (project / "dvc.yaml").read_bytes() == (ROOT / "dvc.yaml").read_bytes()
 
 
+def test_the_run_cache_gives_back_what_was_made_before(copy):
+    wanted = (copy / "artifacts/sample/samples.safetensors").read_bytes()
+    for steps in (5, 6):  # 6 are those of the fixture
+        change(copy / "params.yaml", {"sample.steps": steps})
+        done = run_in(copy, "dvc", "repro", "sample")
+        assert done.returncode == 0, done.stderr
+        assert ("Running stage 'sample'" in done.stdout) == (steps == 5)
+    assert "Stage 'sample' is cached - skipping run" in done.stdout
+    assert (copy / "artifacts/sample/samples.safetensors").read_bytes() == wanted
+
+
 def test_artifacts_travel_by_a_remote(copy, tmp_path):
     """Push, clone, pull: then `dvc repro` has nothing to do."""
     git = ["git", "-c", "user.name=A", "-c", "user.email=a@example.org"]

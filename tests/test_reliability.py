@@ -47,28 +47,18 @@ def run_stage(work: Path, stage: str, arguments: list[str], log: Path, die: str 
 
     def fsync(descriptor: int) -> None:
         path = os.readlink(f"/proc/self/fd/{descriptor}")
-        if "/scratch/" in path and path.endswith(".tmp") == (die == "before the rename"):
+        if "/scratch/" in path and path.endswith(".tmp") == (die != "after the rename"):
+            if die == "disk full":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
             os._exit(9)
         real(descriptor)
 
     if die:
         os.fsync = fsync
-    if die == "disk full":
-        artifacts.write_atomic = full_disk
     try:
         import_module(f"stages.{stage}").main()
     finally:
         sys.stderr.flush()
-
-
-WRITE = artifacts.write_atomic
-
-
-def full_disk(path: Path, data: bytes) -> None:
-    """A disk on which no state has room."""
-    if "scratch" in str(path):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-    WRITE(path, data)
 
 
 @dataclass
@@ -99,7 +89,8 @@ class Work:
         process = self.start("--save-every", "0")
         while process.is_alive() and self.states()[-1:] == before:
             time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.05))
+        time.sleep(rng.uniform(0, 0.03))
+        assert process.is_alive(), self.log.read_text()
         os.kill(process.pid, number)
         process.join(60)
         return process.exitcode, self.log.read_text()
@@ -136,7 +127,7 @@ def work(copy, tmp_path) -> Work:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_interruption_changes_a_bit(stage, work):
-    """Kills at random moments, death in the midst of keeping a state, and signals: 32 in four stages."""
+    """Kills at random moments, death in the midst of keeping a state, and signals: 36 in four stages."""
     work.stage = stage
     assert work.run() == (0, mock.ANY)
     wanted = work.outputs()
@@ -176,7 +167,7 @@ class TestOneStage:
         return work
 
     def test_a_corrupt_state_falls_back_to_the_one_before(self, stopped):
-        first, last = stopped.states()
+        first, last = stopped.states()[-2:]
         last.write_bytes(last.read_bytes()[:-100])
         code, said = stopped.run()
         assert code == 0, said
@@ -192,6 +183,21 @@ class TestOneStage:
         assert code == 0, said
         assert "going on" not in said
         assert not folder.exists()  # a run of another key has succeeded
+
+    def test_a_failure_after_the_training_removes_no_states(self, stopped):
+        """The training of other parameters ends, and scoring it fails."""
+        states = stopped.states()
+        (stopped.out / "metrics.json").mkdir(parents=True)
+        code, said = stopped.run("--set", "kl_weight=0.03")
+        assert code == 2, said
+        assert "Is a directory" in said
+        assert set(states) < set(stopped.states())
+
+    def test_states_that_memory_does_not_hold_are_kept(self, stopped, monkeypatch):
+        monkeypatch.setattr(artifacts, "parse_tensors", mock.Mock(side_effect=MemoryError))
+        with pytest.raises(MemoryError):
+            scratch.Scratch(mock.Mock(), stopped.states()[-1].parent).latest()
+        assert len(stopped.states()) >= 2
 
     def test_states_of_other_inputs_are_never_taken(self, stopped):
         images = artifacts.load(stopped.folder / "artifacts/prepare_data/images.safetensors", "images")
@@ -225,6 +231,7 @@ class TestOneStage:
         long = ["--save-every", "0", "--set", "optimisation.steps=100000"]
         first = work.start(*long)
         while not work.states():
+            assert first.is_alive(), work.log.read_text()
             time.sleep(0.01)
         code, said = work.run(*long)
         first.kill()
@@ -237,6 +244,7 @@ class TestOneStage:
         assert code == 0, said
         assert "the state could not be kept" in said
         assert os.strerror(errno.ENOSPC) in said
+        assert not list(work.folder.glob("scratch/**/*.tmp"))
         starved = work.outputs()
         assert work.run("--fresh") == (0, mock.ANY)
         assert work.outputs() == starved

@@ -109,6 +109,24 @@ def test_too_many_bad_steps_end_the_run_with_the_last_good_state():
     assert all(p.isfinite().all() for p in caught.value.averaged.parameters())
 
 
+def test_a_non_finite_step_leaves_batch_norm_alone():
+    """One batch overflows in the forward pass: the running statistics, and their average, stay finite."""
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)), torch.randn(32, 3)
+    step = 0
+
+    def loss() -> torch.Tensor:
+        nonlocal step
+        step += 1
+        return network(x * (math.inf if step == 7 else 1)).square().mean()
+
+    *_, record = train(network, loss, settings(steps=20))
+    assert record.skipped == 1
+    for module in (network, record.averaged):
+        assert all(tensor.isfinite().all() for tensor in module.state_dict().values())
+    assert network[1].num_batches_tracked == 19
+
+
 def test_bad_steps_far_apart_do_not_end_the_run():
     layer, loss = regression(bad_steps=range(5, 60, 5))
     *_, record = train(layer, loss, settings(max_skipped=2))
