@@ -68,6 +68,10 @@ class Worker:
         self.memory = answer.get("memory", 0.0)
         return answer["value"]
 
+    def stop(self) -> None:
+        with self.process:
+            self.process.kill()
+
     def row(self, what: str, peer_cost: dict[str, int], peaks: dict[str, float]) -> dict[str, Any]:
         """The figures of one measurement; training counts three forward passes a step, and the peak is that of the precision."""
         found = self.values[what]
@@ -108,9 +112,9 @@ def command(device: str, rounds: int, seconds: float, batch_size: int, n: int, e
         found = {precision: max(worker.values["peak"]) for precision, worker in peaks.items()}
         rows += [w.row(what, costs[peer]["peer"], found) for w, what, _ in jobs]
         for worker in workers:
-            worker.process.kill()
+            worker.stop()
     for worker in peaks.values():
-        worker.process.kill()
+        worker.stop()
     results = {"machine": machine(device), "matrix_peak_tflops": found, "batch_size": batch_size, "evaluations": evaluations, "costs": costs, "rows": rows}
     write_atomic(out / "results.json", json.dumps(results, indent=1).encode())
     training = [r for r in rows if r["what"] == "train"]

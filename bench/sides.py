@@ -29,7 +29,7 @@ LR, CLIP, DECAY = 1e-3, 1.0, 0.999
 # the options of our U-Net that match a peer's network
 UNET = {"patch": 1, "multipliers": [1, 2], "block": "resnet", "attention": "none", "resampling": "learned", "heads": 2, "dropout": 0.0}
 MATCHED: dict[str, dict[str, Any]] = {
-    "diffusers": UNET | {"width": 32, "blocks": 1, "embedding": 128, "groups": 8},
+    "diffusers": UNET | {"width": 32, "blocks": 1, "embedding": 64, "groups": 8},
     "denoising_diffusion_pytorch": UNET | {"width": 32, "blocks": 2, "embedding": 32, "groups": 8},
 }
 

@@ -65,11 +65,11 @@ def test_artifacts_travel_by_a_remote(copy, tmp_path):
     clone = tmp_path / "clone"
     for folder, *command in [
         (copy, "dvc", "remote", "add", "--default", "store", str(tmp_path / "store")),
-        (copy, "dvc", "push"),
+        (copy, "dvc", "push", "dvc.yaml"),
         (copy, "git", "add", "-A"),
         (copy, *git, "commit", "-q", "-m", "Reference"),
         (tmp_path, "git", "clone", "-q", str(copy), str(clone)),
-        (clone, "dvc", "pull"),
+        (clone, "dvc", "pull", "dvc.yaml"),
         (clone, "dvc", "repro"),
     ]:
         done = run_in(folder, *command)
@@ -224,7 +224,8 @@ def test_divergence_keeps_the_last_good_weights(copy, tmp_path):
     script += "import sys, stages.train_diffusion as m; sys.argv[0] = 'train_diffusion'; m.main()"
     done = run_in(copy, sys.executable, "-c", script, *arguments, "--out", str(tmp_path / "out"))
     assert done.returncode == 2
-    assert "had a non-finite loss or gradient; try a lower lr (now 1); the last good weights are in scratch/train_diffusion" in done.stderr
+    assert "had a non-finite loss or gradient; try a lower lr (now 1) or a smaller clip_norm (now 1e+30)" in done.stderr
+    assert "the last good weights are in scratch/train_diffusion/last_good.safetensors" in done.stderr
     assert (copy / "scratch/train_diffusion/last_good.safetensors").stat().st_size > 1000
     assert list((tmp_path / "out").iterdir()) == []
 
