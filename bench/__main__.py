@@ -22,12 +22,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from bench.sides import CHANNELS, SIDES, SIZE, ddp_unet, diffusers_unet, our_unet
+from bench.sides import CHANNELS, SIDES, SIZE, denoising_diffusion_pytorch_unet, diffusers_unet, our_unet
 from ldm.artifacts import write_atomic
 from ldm.errors import InputError
 from stages.cli import pick_device, run_command
 
-PEERS = {"diffusers": diffusers_unet, "denoising_diffusion_pytorch": ddp_unet}
+PEERS = {"diffusers": diffusers_unet, "denoising_diffusion_pytorch": denoising_diffusion_pytorch_unet}
 PRECISIONS = ("fp32", "bf16")
 
 

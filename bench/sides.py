@@ -54,7 +54,7 @@ def diffusers_unet() -> nn.Module:
     )
 
 
-def ddp_unet() -> nn.Module:
+def denoising_diffusion_pytorch_unet() -> nn.Module:
     from denoising_diffusion_pytorch import Unet
 
     return Unet(dim=32, dim_mults=(1, 2), channels=CHANNELS)
@@ -189,7 +189,7 @@ class DenoisingDiffusionPyTorch(Side):
         from denoising_diffusion_pytorch import GaussianDiffusion
         from ema_pytorch import EMA
 
-        self.diffusion = GaussianDiffusion(ddp_unet(), image_size=SIZE, sampling_timesteps=250, auto_normalize=False).to(self.device)
+        self.diffusion = GaussianDiffusion(denoising_diffusion_pytorch_unet(), image_size=SIZE, sampling_timesteps=250, auto_normalize=False).to(self.device)
         self.optimizer = torch.optim.Adam(self.diffusion.parameters(), LR, betas=(0.9, 0.99))
         self.ema = EMA(self.diffusion, beta=DECAY, update_every=10)
         self.batches = self.loader()
