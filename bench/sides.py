@@ -111,8 +111,8 @@ class Ours(Side):
     samplers = ("dpmpp_2m", "ddim")
 
     def prepare(self, peer: str) -> None:
-        values = {"steps": 10**9, "batch_size": self.batch_size, "lr": LR, "lr_final": 0.0, "warmup": 0, "betas": [0.9, 0.99], "weight_decay": 0.0}
-        values |= {"clip_norm": CLIP, "ema_decay": DECAY, "max_skipped": 50, "record_every": 10**9}
+        values = {"steps": 10**9, "batch_size": self.batch_size, "lr": LR, "lr_final": 0.0, "warmup": 0, "betas": [0.9, 0.99]}
+        values |= {"weight_decay": 0.0, "clip_norm": CLIP, "ema_decay": DECAY, "max_skipped": 50, "record_every": 10**9}
         self.settings = Optimisation.parse(values | {"precision": {"cpu": self.precision, "cuda": self.precision}}, "bench")
         schedule, target = choices.build("schedules", "flow", {}), choices.build("targets", "flow", {})
         self.denoiser = Denoiser(our_unet(peer).to(self.device), schedule, target)

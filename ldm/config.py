@@ -11,7 +11,7 @@ from ldm.errors import InputError
 
 
 class Section(BaseModel):
-    """A mapping of params.yaml: every key required, none unknown, no type coerced, no NaN."""
+    """A mapping of params.yaml: every key without a default required, none unknown, no type coerced, no NaN."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -28,8 +28,8 @@ class Section(BaseModel):
             raise InputError(_first_problem(cls, error, where)) from None
 
     def resolved(self) -> dict[str, Any]:
-        """The configuration as plain data, without the options of choices not made."""
-        plain = self.model_dump(mode="json")
+        """The configuration as plain data, as it was stated, without the options of choices not made."""
+        plain = self.model_dump(mode="json", exclude_unset=True)
         for word, kind in choice_fields(type(self)).items():
             plain[kind] = {plain[word]: plain[kind][plain[word]]}
         return plain

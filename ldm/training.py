@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from torch import Generator, Tensor, nn
@@ -12,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ldm import parallel
 from ldm.errors import InputError
+from ldm.muon import Muon
 from ldm.optimisation import Optimisation
 
 State = dict[str, Tensor]
@@ -51,7 +55,7 @@ class Batches:
 
 
 class Training:
-    """Minimise `loss()`, the mean loss of a fresh batch of `order`, by AdamW; average the weights.
+    """Minimise `loss()`, the mean loss of a fresh batch of `order`, by AdamW and Muon; average the weights.
 
     All that a step depends on is in `state()`: given back by `restore`, the run goes on to the same
     bits. `loss` may draw from the order's generator and from torch's own, and from no other. Under
@@ -64,11 +68,14 @@ class Training:
     def __init__(self, network: nn.Module, loss: Callable[[], Tensor], settings: Optimisation, order: Batches) -> None:
         self.network, self.settings, self.order = network, settings, order
         self.device = next(network.parameters()).device
-        self.optimizer = torch.optim.AdamW(network.parameters(), settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=True)
+        self.optimizers = optimizers(network, settings)
         self.averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
         self.averaged.eval()
         kept = network.state_dict().keys()
         self.buffers = [buffer for name, buffer in network.named_buffers() if name in kept]  # a forward pass changes those of batch norm
+        if settings.compile:
+            check_compiler(self.device)
+            network.compile()
         self.loss = parallel.objective(network, loss)
         self.step = 0
         # on the device: loss summed since the last record; steps skipped so far, since then, in a row, and most in a row
@@ -79,18 +86,20 @@ class Training:
         """Take a step; every `record_every` steps and at the end, return a record. Raises: Diverged."""
         settings = self.settings
         self.step += 1
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(settings, self.step)
+        for name, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(settings, self.step, settings.muon_lr if name == "muon" else settings.lr)
         before = [buffer.clone() for buffer in self.buffers]
         with autocast(self.device, settings):
             loss = self.loss()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.network.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip_norm, foreach=True)
         loss = parallel.mean(loss.detach())
         good = loss.isfinite() & norm.isfinite()
-        self.optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]  # the fused kernel skips the step, as for a GradScaler
-        self.optimizer.step()
+        for optimizer in self.optimizers.values():
+            optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]  # the fused kernel skips the step, as for a GradScaler
+            optimizer.step()
         for buffer, old in zip(self.buffers, before, strict=True):
             buffer.copy_(torch.where(good, buffer, old))
         self.averaged.multi_avg_fn = get_ema_multi_avg_fn(ramped_decay(settings.ema_decay, self.step - 1))
@@ -115,7 +124,7 @@ class Training:
 
     def state(self) -> State:
         """Everything, as tensors on the CPU."""
-        moments = {f"optimizer.{i}.{k}": v for i, s in self.optimizer.state_dict()["state"].items() for k, v in s.items()}
+        moments = {f"{name}.{i}.{k}": v for name, o in self.optimizers.items() for i, s in o.state_dict()["state"].items() for k, v in s.items()}
         tensors = {f"{part}.{name}": t for part, module in self._modules() for name, t in module.state_dict().items()} | moments
         streams = {"stream.order": self.order.generator.get_state(), "stream.torch": torch.get_rng_state()}
         if self.device.type == "cuda":
@@ -131,13 +140,14 @@ class Training:
 
         for name, module in self._modules():
             module.load_state_dict(part(f"{name}."))
-        weights = list(self.network.parameters())
-        moments: dict[int, State] = {}
-        for name, tensor in part("optimizer.").items():
-            index, _, key = name.partition(".")
-            like = weights[int(index)]  # the fused kernel pairs memory, so the layout must be the weight's
-            moments.setdefault(int(index), {})[key] = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
+        for name, optimizer in self.optimizers.items():
+            weights = optimizer.param_groups[0]["params"]
+            moments: dict[int, State] = {}
+            for key, tensor in part(f"{name}.").items():
+                index, _, moment = key.partition(".")
+                like = weights[int(index)]  # the fused kernel pairs memory, so the layout must be the weight's
+                moments.setdefault(int(index), {})[moment] = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
+            optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
         self.step, self.seen = state["counts"].tolist()
         self.sums = state["sums"].to(self.device)
         self.order.rest = state["order.rest"].to(self.order.rest.device)
@@ -150,6 +160,24 @@ class Training:
         return [("network", self.network), ("averaged", self.averaged)]
 
 
+def optimizers(network: nn.Module, settings: Optimisation) -> dict[str, torch.optim.Optimizer]:
+    """AdamW, and with a `muon_lr` Muon for the kernels of convolutions."""
+    weights = list(network.parameters())
+    kernels = [w for w in weights if w.ndim == 4] if settings.muon_lr else []
+    rest = [w for w in weights if w.ndim != 4] if kernels else weights
+    adamw = torch.optim.AdamW(rest, settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=True)
+    return {"adamw": adamw} | ({"muon": Muon(kernels, settings.muon_lr)} if kernels else {})
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raises: InputError where torch.compile lacks its tools for this device."""
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise InputError(f"compile needs a C++ compiler, and {compiler!r} is not there; install g++, set CXX, or set compile to false")
+    if device.type == "cuda" and find_spec("triton") is None:
+        raise InputError("compile needs Triton on a GPU, and the package triton is not installed; install it, or set compile to false")
+
+
 def ramped_decay(decay: float, n: int) -> float:
     """The decay of the average after n updates, min(decay, (1 + n) / (10 + n)), which forgets the first weights.
 
@@ -158,12 +186,12 @@ def ramped_decay(decay: float, n: int) -> float:
     return min(decay, (1 + n) / (10 + n))
 
 
-def learning_rate(settings: Optimisation, step: int) -> float:
+def learning_rate(settings: Optimisation, step: int, peak: float) -> float:
     """Linear warm-up to the peak, then half a cosine down to `lr_final` of it; step counts from 1."""
     if step <= settings.warmup:
-        return settings.lr * step / settings.warmup
+        return peak * step / settings.warmup
     progress = (step - settings.warmup) / max(settings.steps - settings.warmup, 1)
-    return settings.lr * (settings.lr_final + (1 - settings.lr_final) * (1 + math.cos(math.pi * progress)) / 2)
+    return peak * (settings.lr_final + (1 - settings.lr_final) * (1 + math.cos(math.pi * progress)) / 2)
 
 
 def autocast(device: torch.device, settings: Optimisation) -> torch.autocast:

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -91,7 +91,7 @@ def stage(name: str, config: type[C], run: Callable[[Job[C]], None], doc: str | 
     def command(settings: tuple[str, ...], params: Path, section: str, sources: tuple[str, ...], out: Path | None, device: str, **how: Any) -> None:
         if out is None and (settings or sources or params != PARAMS or section != name):
             raise InputError("--set, --in, --section and another --params need --out FOLDER, so that a run by hand never overwrites a tracked artifact")
-        values = with_settings(read_section(params, section), settings)
+        values = with_settings(read_section(params, section), settings, optional_parameters(config))
         inputs, outputs = files_of(name, sources, out)
         job = Job(name, config.parse(values, section), inputs, outputs, pick_device(device), how["save_every"], how["fresh"])
         for folder in sorted({path.parent for path in outputs.values()}):
@@ -166,15 +166,15 @@ def read_section(path: Path, name: str) -> dict[str, Any]:
     return section
 
 
-def with_settings(section: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
-    """The section with `key=value` settings applied; keys may be dotted. Raises: InputError for an unknown key."""
+def with_settings(section: dict[str, Any], settings: Sequence[str], optional: Collection[str] = ()) -> dict[str, Any]:
+    """The section with `key=value` settings applied; keys may be dotted. Raises: InputError for a key that is neither there nor optional."""
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
             raise InputError(f"--set {setting!r} is not of the form KEY=VALUE")
         place, *parts = section, *key.split(".")
         for i, part in enumerate(parts):
-            if not isinstance(place, dict) or part not in place:
+            if not isinstance(place, dict) or (part not in place and key not in optional):
                 known = ", ".join(place) if isinstance(place, dict) else "none"
                 raise InputError(f"--set {key}: unknown parameter {'.'.join(parts[: i + 1])!r}; known here are {known}")
             if i < len(parts) - 1:
@@ -184,6 +184,18 @@ def with_settings(section: dict[str, Any], settings: Sequence[str]) -> dict[str,
         except YAMLError:
             raise InputError(f"--set {key}: {text!r} is not a YAML value") from None
     return section
+
+
+def optional_parameters(config: type[Section], prefix: str = "") -> set[str]:
+    """Dotted names of the parameters that have a default."""
+    found: set[str] = set()
+    for key, meaning in config.model_fields.items():
+        kind = meaning.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            found |= optional_parameters(kind, f"{prefix}{key}.")
+        elif not meaning.is_required():
+            found.add(prefix + key)
+    return found
 
 
 def files_of(name: str, sources: Sequence[str], out: Path | None) -> tuple[dict[str, Path], dict[str, Path]]:
@@ -259,7 +271,7 @@ def parameter_rows(config: type[Section], values: dict[str, Any], prefix: str = 
     rows = []
     kinds = {kind: values.get(word) for word, kind in choice_fields(config).items()}
     for key, meaning in config.model_fields.items():
-        value, kind = values.get(key), meaning.annotation
+        value, kind = values.get(key, None if meaning.is_required() else meaning.default), meaning.annotation
         if key in kinds:
             for name, options in (value or {}).items():
                 cls = type(parse_options(key, name, options))

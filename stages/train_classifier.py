@@ -35,7 +35,7 @@ def run(job: Job[Config], kind: str = "classifier") -> None:
 
     from ldm.classifier import Classifier, augment, in_batches
     from ldm.pixels import from_uint8
-    from ldm.training import Batches
+    from ldm.training import Batches, Training
 
     config, images = job.config, job.load("images")
     torch.manual_seed(config.seed)
@@ -54,7 +54,10 @@ def run(job: Job[Config], kind: str = "classifier") -> None:
     def scores(network, split: str) -> tuple[Tensor, Tensor]:
         return in_batches(network, tensors[f"{split}_images"]), tensors[f"{split}_labels"].long()
 
-    averaged = fit(job, classifier, loss, order, lambda network: F.cross_entropy(*scores(network, "validation")).item(), x[0].numel())
+    def validate(network: Classifier) -> float:
+        return F.cross_entropy(*scores(network, "validation")).item()
+
+    averaged = fit(job, Training(classifier, loss, config.optimisation, order), x[0].numel(), validate)
     logits, labels = scores(averaged, "test")
     predicted = logits.argmax(1)
     metrics = {

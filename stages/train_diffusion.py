@@ -60,7 +60,7 @@ def run(job: Job[Config]) -> None:
     from ldm.latents import Standardiser, draw
     from ldm.loss import diffusion_loss
     from ldm.parallel import share
-    from ldm.training import Batches
+    from ldm.training import Batches, Training
 
     config, latents = job.config, job.load("latents")
     torch.manual_seed(config.seed)
@@ -105,7 +105,7 @@ def run(job: Job[Config]) -> None:
             guide.update({name: tensor.clone() for name, tensor in record.averaged.state_dict().items()})
 
     denoiser.network.train()
-    averaged = fit(job, denoiser.network, loss, order, validate, mean[0].numel(), keep_guide, guide)
+    averaged = fit(job, Training(denoiser.network, loss, config.optimisation, order), mean[0].numel(), validate, keep_guide, guide)
     shape = list(mean.shape[1:])
     kept = job.save("guide", guide, [latents], shape=shape)
     job.save("denoiser", averaged.state_dict(), [latents, kept], shape=shape)  # the guide is an ancestor, so that no other one goes with it

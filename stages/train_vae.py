@@ -35,7 +35,7 @@ def run(job: Job[Config]) -> None:
     from ldm.latents import active_dimensions, draw, kl_divergence
     from ldm.parallel import share
     from ldm.pixels import from_uint8
-    from ldm.training import Batches
+    from ldm.training import Batches, Training
 
     config, images = job.config, job.load("images")
     torch.manual_seed(config.seed)
@@ -60,7 +60,7 @@ def run(job: Job[Config]) -> None:
             total += vae_loss(network, from_uint8(part), eps, config.kl_weight).sum().item()
         return total / len(held_out)
 
-    averaged = fit(job, vae, loss, order, validate, x[0].numel())
+    averaged = fit(job, Training(vae, loss, config.optimisation, order), x[0].numel(), validate)
     mean, log_variance = encode_images(averaged, held_out)
     z = draw(mean, log_variance, torch.randn(mean.shape, generator=generator, device=job.device))
     decoded = decode_images(averaged, z)

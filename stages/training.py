@@ -13,8 +13,7 @@ from stages.scratch import KEPT, MIB, SCRATCH, check_space, open_scratch
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from ldm.optimisation import Optimisation
-    from ldm.training import Batches, Diverged, Record
+    from ldm.training import Diverged, Record, Training
     from stages.cli import Job
 
 N = TypeVar("N", bound="nn.Module")
@@ -25,33 +24,30 @@ ACTIVATIONS = 5000  # bytes of memory that an element of the input takes in a tr
 
 def fit(
     job: Job[Any],
-    network: N,
-    loss: Callable[[], Tensor],
-    order: Batches,
-    validate: Callable[[N], float],
+    training: Training,
     sample_size: int,
+    validate: Callable[[N], float],
     on_record: Callable[[Record], None] = lambda record: None,
     kept: dict[str, Tensor] | None = None,
 ) -> N:
     """Train to the end behind a bar with loss, images/s and time left, and write history.json.
 
-    Returns the averaged network. The run's state is kept at intervals, and taken up again where
-    there is one; `kept` is what `on_record` fills, and a part of it. sample_size: elements of a
-    sample, for an estimate of the memory. history.json has one row a
-    record, with the validation loss of the averaged network in about POINTS of them and null in
-    the others. Under torchrun the first process returns, and the others end. Raises: Diverged, after
-    the last good network was kept in the scratch folder; Interrupted.
+    Returns the averaged network. The run's state is kept at intervals, and taken up again where there
+    is one; `kept` is what `on_record` fills, and a part of it. sample_size: elements of a sample, for an
+    estimate of the memory. history.json has one row a record, with the validation loss of the averaged
+    network in about POINTS of them and null in the others. Under torchrun the first process returns,
+    and the others end. Raises: Diverged, after the last good network was kept in the scratch folder;
+    Interrupted.
     """
     from ldm import parallel
-    from ldm.training import Diverged, Training
+    from ldm.training import Diverged
 
-    settings: Optimisation = job.config.optimisation
+    settings = training.settings
     kept = {} if kept is None else kept
     every = max(settings.steps // (POINTS * settings.record_every), 1)
     first = parallel.rank() == 0
-    check_room(network, settings.batch_size * sample_size, job.device)
+    check_room(training.network, settings.batch_size * sample_size, job.device)
     scratch = open_scratch(job)
-    training = Training(network, loss, settings, order)
     curve: list[dict[str, Any]] = []
     state = parallel.from_first(scratch.latest() if first else None)
     if state is not None:

