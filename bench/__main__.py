@@ -85,7 +85,7 @@ class Worker:
 @click.command(help=__doc__)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:i.")
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Turns of every side.")
-@click.option("--seconds", type=click.FloatRange(min=0), default=3.0, show_default=True, help="Length of a measurement.")
+@click.option("--seconds", type=click.FloatRange(min=0), default=2.0, show_default=True, help="Length of a measurement.")
 @click.option("--batch-size", type=click.IntRange(min=2), default=256, show_default=True, help="Samples a training step.")
 @click.option("--n", type=click.IntRange(min=1), default=500, show_default=True, help="Samples drawn at once.")
 @click.option("--evaluations", type=click.IntRange(min=1), default=12, show_default=True, help="Function evaluations a sample.")
