@@ -220,7 +220,7 @@ def test_a_failing_stage_fails_the_repro(copy):
 def test_divergence_keeps_the_last_good_weights(copy, tmp_path):
     settings = ["optimisation.lr=1.0", "optimisation.clip_norm=1e30", "optimisation.max_skipped=1", "optimisation.warmup=0"]
     arguments = [a for s in settings for a in ("--set", s)]
-    script = "import torch, ldm.training as t; old = t.learning_rate; t.learning_rate = lambda s, i: 1e30 if i > 12 else old(s, i); "
+    script = "import torch, ldm.training as t; old = t.learning_rate; t.learning_rate = lambda s, i, peak: 1e30 if i > 12 else old(s, i, peak); "
     script += "import sys, stages.train_diffusion as m; sys.argv[0] = 'train_diffusion'; m.main()"
     done = run_in(copy, sys.executable, "-c", script, *arguments, "--out", str(tmp_path / "out"))
     assert done.returncode == 2

@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+import sysconfig
 import tomllib
 from collections.abc import Iterator
 from importlib.metadata import distributions, packages_distributions
@@ -63,6 +64,6 @@ def test_every_version_is_exact():
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][\w.+!-]*", line) for line in lines)
     pinned = {plain(name): version for name, _, version in (line.partition("==") for line in lines)}
     assert len(pinned) == len(lines)
-    installed = {plain(d.metadata["Name"]): d.version for d in distributions()}
+    installed = {plain(d.metadata["Name"]): d.version for d in distributions(path=[sysconfig.get_path("purelib")])}
     own = {"ldm", "pip"}  # the project, and what the environment came with
     assert {name: version for name, version in installed.items() if pinned.get(name) != version and name not in own} == {}
