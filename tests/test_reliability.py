@@ -309,14 +309,7 @@ def training(settings: Optimisation) -> Training:
 
 @pytest.mark.parametrize("at", [1, 9, 10, 23])
 def test_a_restored_training_goes_on_to_the_same_bits(at, tmp_path):
-    values = {"steps": 40, "batch_size": 8, "lr": 0.01, "muon_lr": 0.02, "lr_final": 0.1, "warmup": 5, "betas": [0.9, 0.99], "weight_decay": 0.01}
-    values |= {
-        "clip_norm": 1.0,
-        "ema_decay": 0.9,
-        "max_skipped": 5,
-        "record_every": 10,
-        "precision": {"cpu": "fp32", "cuda": "fp32"},
-    }
+    values = SMALL_TRAINING | {"steps": 40, "muon_lr": 0.02, "warmup": 5, "weight_decay": 0.01}
     settings = Optimisation.parse(values, "optimisation")
     whole = training(settings)
     losses = [record.loss for record in (whole.advance() for _ in range(40)) if record]

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+import torch._dynamo.utils
 from torch import nn
 
 from ldm.errors import InputError
@@ -168,7 +169,9 @@ def test_a_compiled_network_trains_as_the_plain_one():
     found = []
     for compiled in (False, True):
         layer, loss = regression()
+        torch._dynamo.utils.counters.clear()
         *_, record = train(layer, loss, settings(steps=30, compile=compiled))
+        assert bool(torch._dynamo.utils.counters["stats"]["unique_graphs"]) == compiled
         assert sorted(record.averaged.state_dict()) == ["bias", "weight"]
         found.append(record.averaged.weight)
     torch.testing.assert_close(*found)
