@@ -85,7 +85,10 @@ def _first_problem(cls: type[Section], error: ValidationError, where: str) -> st
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     match problem["type"]:
         case "extra_forbidden":
-            known = ", ".join(cls.model_fields)
+            section: Any = cls
+            for key in problem["loc"][:-1]:
+                section = section.model_fields[key].annotation
+            known = ", ".join(section.model_fields)
             return f"{place}: unknown parameter; known here are {known}{more}"
         case "missing":
             return f"{place}: the parameter is missing{more}"

@@ -151,6 +151,14 @@ def test_parameter_files(refused, folder, text, words):
     assert words in refused("train_vae")
 
 
+def test_an_unknown_key_of_an_inner_section_names_its_neighbours(refused, folder):
+    text = (ROOT / "params.yaml").read_text().replace("    steps: 1100\n", "    steps: 1100\n    stepz: 1\n")
+    (folder / "params.yaml").write_text(text)
+    line = refused("train_vae")
+    assert "train_vae.optimisation.stepz: unknown parameter; known here are steps, batch_size, lr," in line
+    assert "kl_weight" not in line
+
+
 def test_a_folder_that_cannot_be_written(refused, folder):
     (folder / "file").write_text("")
     assert "cannot write to file/out: Not a directory" in refused("train_vae", "--out", "file/out")
