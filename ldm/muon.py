@@ -28,29 +28,33 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            shapes: dict[torch.Size, list[nn.Parameter]] = {}
+            shapes: dict[torch.Size, dict[nn.Parameter, Tensor]] = {}
             for kernel in group["params"]:
                 if kernel.grad is not None:
-                    shapes.setdefault(kernel.shape, []).append(kernel)
-            for kernels in shapes.values():
-                self._move(kernels, group["lr"], group["momentum"])
+                    shapes.setdefault(kernel.shape, {})[kernel] = kernel.grad
+            for gradients in shapes.values():
+                self._move(gradients, group["lr"], group["momentum"])
 
-    def _move(self, kernels: list[nn.Parameter], lr: float, momentum: float) -> None:
-        """A step of the kernels of one shape."""
-        buffers = [self.state[k].setdefault("momentum_buffer", torch.zeros_like(k)) for k in kernels]
-        gradient, old = torch.stack([k.grad for k in kernels if k.grad is not None]), torch.stack(buffers)
+    def _move(self, gradients: dict[nn.Parameter, Tensor], lr: float, momentum: float) -> None:
+        """A step of kernels of one shape, by their gradients."""
+        buffers = [self.state[k].setdefault("momentum_buffer", torch.zeros_like(k)) for k in gradients]
+        gradient, old = torch.stack(list(gradients.values())), torch.stack(buffers)
         new = old.lerp(gradient, 1 - momentum)
         move = orthogonal(gradient.lerp(new, momentum).flatten(2))
         if self.found_inf is not None:
-            new, move = (torch.where(self.found_inf > 0, still, moved) for still, moved in ((old, new), (torch.zeros_like(move), move)))
+            bad = self.found_inf > 0
+            new, move = torch.where(bad, old, new), torch.where(bad, 0, move)
         length = lr * max(1, move.shape[1] / move.shape[2]) ** 0.5
-        for kernel, buffer, kept, direction in zip(kernels, buffers, new, move, strict=True):
+        for kernel, buffer, kept, direction in zip(gradients, buffers, new, move, strict=True):
             buffer.copy_(kept)
             kernel.sub_(direction.view(kernel.shape), alpha=length)
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """U Vᵀ of each matrix U S Vᵀ, with singular values of about 0.7 to 1.2 for 1: (k, m, n) → (k, m, n)."""
+    """U Vᵀ of each matrix U S Vᵀ, roughly: (k, m, n) → (k, m, n).
+
+    Singular values down to a two-hundredth of the matrix's norm become about 0.7 to 1.2; smaller ones stay smaller.
+    """
     a, b, c = COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices

@@ -162,9 +162,8 @@ class Training:
 
 def optimizers(network: nn.Module, settings: Optimisation) -> dict[str, torch.optim.Optimizer]:
     """AdamW, and with a `muon_lr` Muon for the kernels of convolutions."""
-    weights = list(network.parameters())
-    kernels = [w for w in weights if w.ndim == 4] if settings.muon_lr else []
-    rest = [w for w in weights if w.ndim != 4] if kernels else weights
+    kernels = [w for w in network.parameters() if settings.muon_lr and w.ndim == 4]
+    rest = [w for w in network.parameters() if w.ndim != 4 or not kernels]
     adamw = torch.optim.AdamW(rest, settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=True)
     return {"adamw": adamw} | ({"muon": Muon(kernels, settings.muon_lr)} if kernels else {})
 
