@@ -31,10 +31,11 @@ _NO_DIGEST = "0" * 64
 
 
 class Spec(NamedTuple):
-    """What a tensor of an artifact must look like: dtype, and sizes (None: any)."""
+    """What a tensor of an artifact must look like: dtype, and sizes (None: any). An optional one may be missing."""
 
     dtype: torch.dtype
     shape: tuple[int | None, ...]
+    optional: bool = False
 
 
 _IMAGES = Spec(torch.uint8, (None, None, None, None))  # (N, C, H, W)
@@ -57,7 +58,7 @@ KINDS: dict[str, tuple[str, dict[str, Spec]]] = {
     "denoiser": ("train_diffusion", {}),
     "guide": ("train_diffusion", {}),
     "state": ("", {}),  # of a run that goes on
-    "samples": ("sample", {"samples": _LATENTS, "trajectory": Spec(torch.float32, (None, None, None, None, None))}),
+    "samples": ("sample", {"samples": _LATENTS, "labels": _LABELS._replace(optional=True), "trajectory": Spec(torch.float32, (None, None, None, None, None))}),
     "generated": ("decode", {"images": _IMAGES}),
 }
 
@@ -137,10 +138,11 @@ def load(path: Path, kind: str) -> Artifact:
     if found != (SCHEMA, kind):
         raise InputError(f"{path} holds {found[1]!r} in schema {found[0]}, but {kind!r} in schema {SCHEMA} is wanted; {_remedy(kind)}")
     specs = KINDS[kind][1]
-    for name in sorted(specs.keys() ^ tensors.keys()) if specs else ():
+    optional = {name for name, spec in specs.items() if spec.optional and name not in tensors}
+    for name in sorted((specs.keys() - optional) ^ tensors.keys()) if specs else ():
         raise InputError(f"{path}: tensor {name!r} is {'missing' if name in specs else 'unknown'}; {_remedy(kind)}")
-    for name, spec in specs.items():
-        _check(path, kind, name, tensors[name], spec)
+    for name, tensor in tensors.items() if specs else ():
+        _check(path, kind, name, tensor, specs[name])
     return Artifact(path, kind, tensors, meta["config"], meta["lineage"], hashlib.sha256(raw).hexdigest())
 
 

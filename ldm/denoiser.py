@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,7 @@ from ldm.target import Target, invertible_without_signal, x0_from
 
 if TYPE_CHECKING:
     from ldm.artifacts import Artifact
+    from ldm.sampling import Streams
 
 
 class Denoiser:
@@ -30,30 +32,38 @@ class Denoiser:
         if schedule.alpha(torch.ones(1)) == 0 and not invertible_without_signal(target):
             raise InputError("the schedule starts without signal (alpha = 0), where the target says nothing of x0; choose the target x0, v, flow or edm")
         self.network, self.schedule, self.target = network, schedule, target
+        self.labels: Tensor | None = None
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], shape: Sequence[int]) -> Denoiser:
-        """Build from a plain `train_diffusion` section, for samples of shape (C, h, w). Weights are random."""
+    def from_config(cls, config: Mapping[str, Any], shape: Sequence[int], classes: int = 0) -> Denoiser:
+        """Build from a plain `train_diffusion` section, for samples of shape (C, h, w), of so many classes (0: without labels). Weights are random."""
 
         def chosen(word: str, kind: str, *args: Any) -> Any:
             return choices.build(kind, config[word], config[kind][config[word]], *args)
 
         schedule = chosen("schedule", "schedules")
-        return cls(chosen("network", "networks", tuple(shape)), schedule, chosen("target", "targets"))
+        return cls(chosen("network", "networks", tuple(shape), classes), schedule, chosen("target", "targets"))
 
     @classmethod
     def from_artifact(cls, artifact: Artifact) -> Denoiser:
         """The trained denoiser, in evaluation mode. Raises: InputError where the weights do not fit."""
-        denoiser = artifact.build(lambda config: cls.from_config(config, config["shape"]))
+        denoiser = artifact.build(lambda config: cls.from_config(config, config["shape"], len(config.get("class_sizes", []))))
         artifact.load_into(denoiser.network)
         denoiser.network.eval()
         return denoiser
+
+    def given(self, labels: Tensor | None) -> Denoiser:
+        """The same denoiser for samples of these classes: labels (B,), or None for a network without."""
+        other = copy(self)
+        other.labels = labels
+        return other
 
     def predict(self, x_t: Tensor, t: Tensor) -> Tensor:
         """The network's F at times t (B,). x_t: (B, C, h, w) of any float type; returns float32."""
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         scaled = x_t / broadcast((alpha**2 + sigma**2).sqrt(), x_t)
-        return self.network(scaled.float(), t.float()).float()
+        condition = () if self.labels is None else (self.labels,)
+        return self.network(scaled.float(), t.float(), *condition).float()
 
     def x0(self, x_t: Tensor, t: Tensor) -> Tensor:
         """The denoised x0 at times t (B,), in the type of x_t."""
@@ -91,7 +101,9 @@ class Guided:
     arXiv:2404.07724). A weight w of 1 is no guidance.
     """
 
-    def __init__(self, main: Denoiser, guide: Denoiser, *, weight: float, sigma_min: float, sigma_max: float) -> None:
+    def __init__(self, main: Denoiser, guide: Denoiser, *, weight: float, sigma_min: float, sigma_max: float, class_sizes: Sequence[int] = ()) -> None:
+        """class_sizes: the training images of each class; none for networks without labels."""
+        self.class_sizes = list(class_sizes)
         self.main, self.guide, self.weight, self.interval = main, guide, weight, (sigma_min, sigma_max)
         self.schedule, self.alpha = main.schedule, main.alpha
 
@@ -102,7 +114,27 @@ class Guided:
         main, worse = Denoiser.from_artifact(denoiser), Denoiser.from_artifact(guide)
         for network in (main.network, worse.network):
             network.to(device)
-        return cls(main, worse, **guidance)
+        return cls(main, worse, **guidance, class_sizes=denoiser.config.get("class_sizes", []))
+
+    def given(self, labels: Tensor | None) -> Guided:
+        """As `Denoiser.given`."""
+        other = copy(self)
+        other.main, other.guide = self.main.given(labels), self.guide.given(labels)
+        return other
+
+    def given_streams(self, streams: Streams, label: int | None) -> Guided:
+        """For the samples of these streams: all of one class, or (None) each of one drawn as often as in training.
+
+        Of a network without labels, itself. Raises: InputError for a class that it does not know.
+        """
+        classes = len(self.class_sizes)
+        if label is not None and label >= classes:
+            known = f"only the classes 0 to {classes - 1}" if classes else "it was trained without; train it with class_labels, or leave label out"
+            raise InputError(f"label {label}: the denoiser does not know this class, {known}")
+        if not classes:
+            return self
+        drawn = streams.classes(self.class_sizes)
+        return self.given(drawn if label is None else torch.full_like(drawn, label))
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """As `Denoiser.__call__`."""

@@ -30,16 +30,19 @@ class Pipeline:
     device: str
 
     @torch.inference_mode()
-    def sample(self, n: int, seed: int = 0, first: int = 0, *, steps: int | None = None, sampler: Choice = None, spacing: Choice = None) -> Tensor:
+    def sample(
+        self, n: int, seed: int = 0, first: int = 0, *, label: int | None = None, steps: int | None = None, sampler: Choice = None, spacing: Choice = None
+    ) -> Tensor:
         """n images, uint8 (n, C, H, W): those that the stages draw with this seed, from index `first` on.
 
+        label: the class of all of them; None for classes drawn as often as in training.
         steps, sampler, spacing: to differ from the stage's; a choice is its name, or {name: options}.
-        Raises: InputError for an unknown name or bad options.
+        Raises: InputError for an unknown name or class, or bad options.
         """
         sigmas = self._build("spacing", spacing)(self.denoiser.schedule, self.sampling["steps"] if steps is None else steps)
         move = self._build("sampler", sampler)
         noise = Streams(seed, range(first, first + n), self.shape, self.device)
-        return self.decode(last_state(states(self.denoiser, move, sigmas, noise)).float())
+        return self.decode(last_state(states(self.denoiser.given_streams(noise, label), move, sigmas, noise)).float())
 
     def _build(self, word: str, choice: Choice) -> Any:
         """A sampler or spacing: the one named, or the stage's."""

@@ -40,6 +40,12 @@ class Streams:
         draws = np.stack([stream.standard_normal(self._shape) for stream in self._streams])
         return torch.from_numpy(draws).to(self._device)
 
+    def classes(self, sizes: Sequence[int]) -> Tensor:
+        """One draw of every stream in proportion to the sizes of the classes: (B,) indices."""
+        cumulated = np.cumsum(sizes) / np.sum(sizes)
+        draws = np.array([stream.random() for stream in self._streams])
+        return torch.from_numpy(np.searchsorted(cumulated, draws, side="right")).to(self._device)
+
 
 def check_levels(sigmas: Tensor) -> Tensor:
     """The levels, unchanged. Raises: InputError unless they decrease strictly to 0."""

@@ -42,6 +42,7 @@ class Config(ChoiceSection):
     spacing: str = choice("spacings", "where the noise levels of the steps lie")
     spacings: OptionTable
     guidance: Guidance
+    label: int | None = Field(default=None, ge=0, description="class of all samples; left out: each drawn as often as in training")
     shown: int = Field(ge=1, description="samples whose states are kept for the animation")
 
 
@@ -64,26 +65,30 @@ def run(job: Job[Config]) -> None:
     batches = [indices[i : i + config.batch_size] for i in range(0, config.n, config.batch_size)]
     mine = parallel.part(batches)
     scratch = open_scratch(job)
-    done = scratch.latest() or {"samples": torch.empty(0, *shape)}
+    done = scratch.latest() or {"samples": torch.empty(0, *shape), "labels": torch.empty(0, dtype=torch.uint8)}
     with torch.inference_mode(), bar(config.n, "img", job.name, len(done["samples"])) as progress:
         while len(done["samples"]) < sum(map(len, mine)):
             part = mine[len(done["samples"]) // config.batch_size]
             frames = []
-            for x_t in states(denoiser, sampler, sigmas, Streams(config.seed, part, shape, job.device)):
+            streams = Streams(config.seed, part, shape, job.device)
+            given = denoiser.given_streams(streams, config.label)
+            for x_t in states(given, sampler, sigmas, streams):
                 if "trajectory" not in done:
                     frames.append(x_t[: config.shown].float().cpu())
             if frames:
                 done["trajectory"] = torch.stack(frames, 1)  # (shown, frames, C, h, w)
             done["samples"] = torch.cat([done["samples"], x_t.float().cpu()])
+            if given.main.labels is not None:
+                done["labels"] = torch.cat([done["labels"], given.main.labels.byte().cpu()])
             progress.update(len(part))
             if scratch.due() or scratch.signal or part is mine[-1]:
                 scratch.save(len(done["samples"]), done)
             if scratch.signal:
                 raise scratch.interrupted(scratch.signal)
     scratch.finished()
-    samples = parallel.gather(done["samples"])
+    gathered = {name: parallel.gather(done[name]) for name in ("samples", *(["labels"] if denoiser.class_sizes else []))}
     leave()
-    job.save("samples", {"samples": torch.cat(samples), "trajectory": done["trajectory"]}, [artifact, guide])
+    job.save("samples", {name: torch.cat(parts) for name, parts in gathered.items()} | {"trajectory": done["trajectory"]}, [artifact, guide])
 
 
 main = stage("sample", Config, run, __doc__, parallel=True)

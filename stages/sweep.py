@@ -73,7 +73,7 @@ def run(job: Job[Config]) -> None:
         for part in track(torch.arange(config.n).split(config.batch_size), config.n, "img", job.name, len):
             begin = time.perf_counter()
             noise = Streams(config.seed, part.tolist(), inputs["denoiser"].config["shape"], job.device)
-            x = last_state(states(denoiser, sampler, sigmas, noise)).float()
+            x = last_state(states(denoiser.given_streams(noise, None), sampler, sigmas, noise)).float()
             images.append(decode_images(vae, standardiser.restore(x)).cpu())
             paces.append((time.perf_counter() - begin) / len(part))
     network = Classifier.from_artifact(inputs["classifier"]).to(job.device)

@@ -1,4 +1,4 @@
-"""Train the denoising network on standardised latents, a fresh posterior draw every step."""
+"""Train the denoising network on standardised latents, a fresh posterior draw every step; given the class, if so wished."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from stages.cli import Job, stage, warn
 from stages.training import fit
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Generator, Tensor, nn
 
+    from ldm.artifacts import Artifact
     from ldm.training import Record
 
 
@@ -37,6 +40,7 @@ class Config(ChoiceSection):
     times: OptionTable
     optimisation: Optimisation
     flip: float = Field(ge=0, le=1, description="share of the training images that are mirrored left to right; without an autoencoder only")
+    class_labels: bool = Field(default=False, description="whether the network is given each image's class, so that classes can be asked for")
     guide_step: int = Field(ge=1, description="step whose averaged network is kept as the guide of autoguidance; a multiple of record_every")
 
     @model_validator(mode="after")
@@ -62,14 +66,16 @@ def run(job: Job[Config]) -> None:
     from ldm.parallel import share
     from ldm.training import Batches, Training
 
-    config, latents = job.config, job.load("latents")
+    config, inputs = job.config, job.load_all()
+    latents = inputs["latents"]
     torch.manual_seed(config.seed)
     generator = torch.Generator(job.device).manual_seed(config.seed)
     standardiser = Standardiser.from_artifact(latents, job.device)
     penalty, weighting, times = (choices.build(*config.chosen(word)) for word in ("loss", "weighting", "time"))
     posterior = {s: (latents[f"{s}_mean"].to(job.device), latents[f"{s}_log_variance"].to(job.device)) for s in ("train", "validation")}
     mean, log_variance = posterior["train"]
-    denoiser = Denoiser.from_config(config.resolved(), mean.shape[1:])
+    labels, sizes = classes_of(inputs, job.device) if config.class_labels else ({}, [])
+    denoiser = Denoiser.from_config(config.resolved(), mean.shape[1:], len(sizes))
     denoiser.network.to(job.device)
     warn(job.name, denoiser.schedule.wrong_start())
     if config.flip and "vae" in latents.lineage:
@@ -83,20 +89,24 @@ def run(job: Job[Config]) -> None:
         x0 = standardiser.standardise(draw(mean[part], log_variance[part], eps[0]))
         return diffusion_loss(denoiser, penalty, weighting, x0, eps[1], t)
 
+    def given(denoiser: Denoiser, split: str, index: Tensor) -> Denoiser:
+        return denoiser.given(labels[split][index] if labels else None)
+
     def loss() -> Tensor:
         index = next(order)
         x = mean[index]
         if config.flip:
             mirrored = torch.rand(len(x), generator=generator, device=x.device) < config.flip
             x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
-        return noisy_loss(denoiser, x, log_variance[index], generator, mine).mean()
+        return noisy_loss(given(denoiser, "train", index[mine]), x, log_variance[index], generator, mine).mean()
 
     @torch.inference_mode()
     def validate(network: nn.Module) -> float:
         fixed = torch.Generator(job.device).manual_seed(0)
         averaged = Denoiser(network, denoiser.schedule, denoiser.target)
-        means, log_variances = (part.split(500) for part in posterior["validation"])
-        return torch.cat([noisy_loss(averaged, m, v, fixed) for m, v in zip(means, log_variances, strict=True)]).mean().item()
+        means, log_variances = posterior["validation"]
+        parts = torch.arange(len(means), device=job.device).split(500)
+        return torch.cat([noisy_loss(given(averaged, "validation", i), means[i], log_variances[i], fixed) for i in parts]).mean().item()
 
     guide: dict[str, Tensor] = {}
 
@@ -106,9 +116,17 @@ def run(job: Job[Config]) -> None:
 
     denoiser.network.train()
     averaged = fit(job, Training(denoiser.network, loss, config.optimisation, order), mean[0].numel(), validate, keep_guide, guide)
-    shape = list(mean.shape[1:])
-    kept = job.save("guide", guide, [latents], shape=shape)
-    job.save("denoiser", averaged.state_dict(), [latents, kept], shape=shape)  # the guide is an ancestor, so that no other one goes with it
+    known = {"shape": list(mean.shape[1:])} | ({"class_sizes": sizes} if sizes else {})
+    kept = job.save("guide", guide, [latents], **known)
+    job.save("denoiser", averaged.state_dict(), [latents, kept], **known)  # the guide is an ancestor, so that no other one goes with it
+
+
+def classes_of(inputs: Mapping[str, Artifact], device: str) -> tuple[dict[str, Tensor], list[int]]:
+    """The labels of the training and validation images, and how many training images each class has. Raises: InputError without images."""
+    if "images" not in inputs:
+        raise InputError("class_labels needs the labels of the images; add the artifact of prepare_data to the deps of train_diffusion in dvc.yaml")
+    labels = {split: inputs["images"][f"{split}_labels"].to(device).long() for split in ("train", "validation")}
+    return labels, labels["train"].bincount(minlength=inputs["images"].config["classes"]).tolist()
 
 
 main = stage("train_diffusion", Config, run, __doc__, parallel=True)

@@ -1,4 +1,4 @@
-"""A time-conditioned U-Net: residual blocks, scale-shift time embedding, self-attention at the lowest resolution."""
+"""A U-Net conditioned on time, and on classes: residual blocks, scale-shift embedding, self-attention at the lowest resolution."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class Options(Section):
         return self
 
 
-def build(options: Options, shape: tuple[int, ...]) -> nn.Module:
-    """The network for x_t of shape (C, h, w). Raises: InputError unless the patch divides h and w."""
+def build(options: Options, shape: tuple[int, ...], classes: int = 0) -> nn.Module:
+    """The network for x_t of shape (C, h, w), of so many classes (0: without labels). Raises: InputError unless the patch divides h and w."""
     if any(side % options.patch for side in shape[1:]):
         raise InputError(f"networks.unet.patch: {options.patch} does not divide the grid of {shape[1]} × {shape[2]}")
 
     from ldm.networks.unet_model import UNet
 
-    return UNet(options, shape[0])
+    return UNet(options, shape[0], classes)

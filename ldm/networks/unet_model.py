@@ -15,14 +15,17 @@ if TYPE_CHECKING:
 
 
 class UNet(nn.Module):
-    """F = network(x_t, t): x_t (B, C, h, w) of unit variance, t (B,) in (0, 1]; returns (B, C, h, w)."""
+    """F = network(x_t, t, labels): x_t (B, C, h, w) of unit variance, t (B,) in (0, 1]; returns (B, C, h, w).
 
-    def __init__(self, options: Options, in_channels: int) -> None:
+    labels: (B,) whole numbers below `classes`, for a network of classes.
+    """
+
+    def __init__(self, options: Options, in_channels: int, classes: int = 0) -> None:
         super().__init__()
         first, last = options.channels[0], options.channels[-1]
         self.patch = options.patch
         inner = in_channels * options.patch**2
-        self.embed = TimeEmbedding(options.embedding)
+        self.embed = Embedding(options.embedding, classes)
         self.stem = nn.Conv2d(inner, first, 3, padding=1)
 
         def plain(c_in: int, c_out: int) -> nn.Module:
@@ -51,8 +54,8 @@ class UNet(nn.Module):
         self.head = nn.Sequential(nn.GroupNorm(options.groups, first), nn.SiLU(), zero(nn.Conv2d(first, inner, 3, padding=1)))
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        emb = self.embed(t)  # (B, embedding)
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        emb = self.embed(t, labels)  # (B, embedding)
         x = self.stem(F.pixel_unshuffle(x, self.patch).contiguous(memory_format=torch.channels_last))
         skips = [x]
         for module in self.down:
@@ -73,20 +76,27 @@ class Chain(nn.ModuleList):
         return x
 
 
-class TimeEmbedding(nn.Module):
-    """Sines and cosines of 1000 t (Vaswani et al. 2017, section 3.5), then two layers: (B,) → (B, width)."""
+class Embedding(nn.Module):
+    """Sines and cosines of 1000 t (Vaswani et al. 2017, section 3.5), a layer, a vector of the class added, a layer: (B,) → (B, width)."""
 
     frequencies: Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, classes: int) -> None:
         super().__init__()
         half = width // 2
         self.register_buffer("frequencies", torch.exp(-math.log(10_000) * torch.arange(half) / half), persistent=False)
         self.layers = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.classes = nn.Embedding(classes, width) if classes else None
 
-    def forward(self, t: Tensor) -> Tensor:
+    def forward(self, t: Tensor, labels: Tensor | None) -> Tensor:
         angles = 1000 * t[:, None] * self.frequencies
-        return self.layers(torch.cat([angles.cos(), angles.sin()], 1))
+        first, *rest = self.layers
+        h = first(torch.cat([angles.cos(), angles.sin()], 1))
+        if self.classes is not None:
+            h = h + self.classes(labels)
+        for layer in rest:
+            h = layer(h)
+        return h
 
 
 class ResBlock(nn.Module):

@@ -1,0 +1,191 @@
+"""Classes: the network is given them in training, samples draw theirs, and one can be asked for."""
+
+import json
+import re
+import sys
+
+import pytest
+import torch
+from conftest import run_in
+from torch import nn
+
+import ldm
+from ldm import artifacts, choices
+from ldm.denoiser import Denoiser, Guided
+from ldm.errors import InputError
+from ldm.loss import diffusion_loss
+from ldm.sampling import Streams
+
+UNET = {"patch": 1, "width": 16, "multipliers": [1], "block": "resnet", "blocks": 1, "attention": "none", "resampling": "learned"}
+UNET |= {"embedding": 32, "groups": 8, "heads": 2, "dropout": 0.0}
+CONFIG = {"network": "unet", "networks": {"unet": UNET}, "schedule": "flow", "schedules": {"flow": {}}, "target": "flow", "targets": {"flow": {}}}
+
+
+def denoiser(classes: int) -> Denoiser:
+    torch.manual_seed(0)
+    return Denoiser.from_config(CONFIG, (1, 4, 4), classes)
+
+
+def guided(*class_sizes: int) -> Guided:
+    main, guide = (denoiser(len(class_sizes)) for _ in range(2))
+    return Guided(main, guide, weight=2.0, sigma_min=0.0, sigma_max=10.0, class_sizes=class_sizes)
+
+
+def test_a_denoiser_learns_what_a_class_looks_like():
+    """White images and black ones, almost pure noise: only the class tells which."""
+    learner = denoiser(2)
+    penalty, weighting = choices.build("losses", "l2", {}), choices.build("weightings", "uniform", {})
+    adam = torch.optim.Adam(learner.network.parameters(), 0.01)
+    shades = torch.tensor([1.0, -1.0])
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(60):
+        labels = torch.randint(2, (32,), generator=generator)
+        x0 = shades[labels, None, None, None].expand(-1, 1, 4, 4)
+        eps, t = torch.randn(x0.shape, generator=generator), torch.rand(32, generator=generator).clamp(min=0.5)
+        loss = diffusion_loss(learner.given(labels), penalty, weighting, x0, eps, t).mean()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    noise = torch.randn(1, 1, 4, 4, generator=generator)
+    with torch.no_grad():
+        white, black = (learner.given(torch.tensor([c])).x0(noise, torch.tensor([0.99])).mean().item() for c in (0, 1))
+    assert white > 0.8
+    assert black < -0.8
+    assert learner.labels is None  # `given` leaves the denoiser as it was
+
+
+def test_every_class_has_a_gradient_of_its_own():
+    network = denoiser(3).network
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    network(torch.randn(4, 1, 4, 4), torch.rand(4), torch.tensor([0, 2, 2, 0])).square().sum().backward()
+    (table,) = (p for name, p in network.named_parameters() if "classes" in name)
+    assert (table.grad.abs().sum(1) > 0).tolist() == [True, False, True]
+
+
+def test_without_classes_the_network_is_the_same_as_before():
+    plain, classed = denoiser(0).network, denoiser(3).network
+    assert classed.state_dict().keys() - plain.state_dict().keys() == {"embed.classes.weight"}
+    assert not plain.state_dict().keys() - classed.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("network", "options"), [("mlp", {"width": 8, "layers": 1, "embedding": 4, "experts": 1}), ("conv_unet", {"channels": [8], "blocks": 1, "embedding": 4})]
+)
+def test_other_networks_refuse_classes(network, options):
+    config = CONFIG | {"network": network, "networks": {network: options}}
+    Denoiser.from_config(config, (2, 7, 7))
+    with pytest.raises(InputError, match=f"network {network} takes no classes; choose unet, or set class_labels to false"):
+        Denoiser.from_config(config, (2, 7, 7), 10)
+
+
+def test_classes_are_drawn_as_often_as_in_training():
+    sizes = [100, 0, 300, 600]
+    drawn = Streams(5, range(4000), (1,)).classes(sizes)
+    shares = torch.bincount(drawn, minlength=4) / 4000
+    assert shares[1] == 0
+    torch.testing.assert_close(shares, torch.tensor([0.1, 0.0, 0.3, 0.6]), rtol=0, atol=0.03)  # four deviations of a share of 0.6
+    assert torch.equal(Streams(5, [17, 3], (1,)).classes(sizes), drawn[[17, 3]])  # the batch never changes a sample's class
+    assert not torch.equal(Streams(6, range(4000), (1,)).classes(sizes), drawn)
+
+
+def test_the_noise_is_the_same_whatever_class_is_asked_for():
+    noise = []
+    for label in (None, 0, 2):
+        streams = Streams(0, range(3), (2,))
+        given = guided(5, 5, 5).given_streams(streams, label)
+        assert label is None or given.main.labels.tolist() == [label] * 3
+        assert given.guide.labels is given.main.labels
+        noise.append(streams())
+    assert torch.equal(noise[0], noise[1])
+    assert torch.equal(noise[0], noise[2])
+
+
+def test_bad_classes_are_refused():
+    streams = Streams(0, [0], (1, 4, 4))
+    with pytest.raises(InputError, match="label 3: the denoiser does not know this class, only the classes 0 to 2"):
+        guided(5, 5, 5).given_streams(streams, 3)
+    plain = guided()
+    assert plain.given_streams(streams, None) is plain
+    with pytest.raises(InputError, match="label 0: the denoiser does not know this class, it was trained without; train it with class_labels"):
+        plain.given_streams(streams, 0)
+
+
+def sample(project, out, *settings, **sources):
+    arguments = [a for s in settings for a in ("--set", s)] + [a for kind, path in sources.items() for a in ("--in", f"{kind}={path}")]
+    return run_in(project, sys.executable, "-m", "stages.sample", *arguments, "--out", str(out))
+
+
+def test_samples_tell_their_class(project, tmp_path):
+    """Those of the pipeline: drawn in the training images' shares; a class asked for is the only one."""
+    images = artifacts.load(project / "artifacts/prepare_data/images.safetensors", "images")
+    trained = artifacts.load(project / "artifacts/train_diffusion/denoiser.safetensors", "denoiser")
+    assert trained.config["class_sizes"] == torch.bincount(images["train_labels"].long(), minlength=10).tolist()
+    drawn = artifacts.load(project / "artifacts/sample/samples.safetensors", "samples")
+    assert torch.equal(drawn["labels"], Streams(0, range(300), (1,)).classes(trained.config["class_sizes"]).byte())
+    done = sample(project, tmp_path, "label=3", "n=20")
+    assert done.returncode == 0, done.stderr
+    threes = artifacts.load(tmp_path / "samples.safetensors", "samples")
+    assert threes["labels"].tolist() == [3] * 20
+    same = drawn["labels"][:20] == 3
+    assert 0 < same.sum() < 20
+    close = (threes["samples"] - drawn["samples"][:20]).abs().amax((1, 2, 3)) < 1e-3
+    assert torch.equal(close, same)  # the noise is that of the index, so only those of another class differ
+    model = ldm.load(project / "artifacts")
+    assert not torch.equal(model.sample(5, label=1), model.sample(5, label=8))
+    with pytest.raises(InputError, match="label 10: the denoiser does not know this class, only the classes 0 to 9"):
+        model.sample(1, label=10)
+
+
+def test_an_unknown_class_leaves_nothing_behind(project, tmp_path):
+    done = sample(project, tmp_path, "label=10")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "sample: label 10: the denoiser does not know this class, only the classes 0 to 9"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_training_without_classes(project, tmp_path):
+    """As before there were any: no sizes, no labels, and no class to ask for."""
+    done = run_in(project, sys.executable, "-m", "stages.train_diffusion", "--set", "class_labels=false", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    trained = artifacts.load(tmp_path / "denoiser.safetensors", "denoiser")
+    assert "class_sizes" not in trained.config
+    assert "embed.classes.weight" not in trained.tensors
+    sources = {kind: tmp_path / f"{kind}.safetensors" for kind in ("denoiser", "guide")}
+    done = sample(project, tmp_path, "n=4", **sources)
+    assert done.returncode == 0, done.stderr
+    assert artifacts.load(tmp_path / "samples.safetensors", "samples").tensors.keys() == {"samples", "trajectory"}
+    done = sample(project, tmp_path / "one", "label=1", **sources)
+    assert done.returncode == 2
+    assert "it was trained without" in done.stderr
+
+
+def test_validation_is_with_the_right_classes(project):
+    """A network that was given the classes does worse with wrong ones, after 40 steps already."""
+    folder = project / "artifacts"
+    trained = Denoiser.from_artifact(artifacts.load(folder / "train_diffusion/denoiser.safetensors", "denoiser"))
+    latents = artifacts.load(folder / "encode_latents/latents.safetensors", "latents")
+    labels = artifacts.load(folder / "prepare_data/images.safetensors", "images")["validation_labels"].long()
+    x0 = ((latents["validation_mean"] - latents["channel_mean"][:, None, None]) / latents["channel_std"][:, None, None]).float().repeat(8, 1, 1, 1)
+    labels = labels.repeat(8)
+    penalty, weighting = choices.build("losses", "l2", {}), choices.build("weightings", "uniform", {})
+    eps, t = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)), torch.full((len(x0),), 0.9)
+    with torch.inference_mode():
+        right, wrong = (diffusion_loss(trained.given(of), penalty, weighting, x0, eps, t).mean().item() for of in (labels, (labels + 5) % 10))
+    curve = json.loads((folder / "train_diffusion/history.json").read_text())
+    assert curve
+    assert right < wrong
+
+
+def test_labels_need_the_images(project, tmp_path):
+    """A dvc.yaml of before, that gives the training no images."""
+    text = (project / "dvc.yaml").read_text()
+    before, start, stage = text.partition("  train_diffusion:\n")
+    folder = tmp_path / "old"
+    folder.mkdir()
+    (folder / "dvc.yaml").write_text(before + start + re.sub(r" +- artifacts/prepare_data/images.safetensors\n", "", stage, count=1))
+    (folder / "params.yaml").write_text((project / "params.yaml").read_text())
+    (folder / "artifacts").symlink_to(project / "artifacts")
+    done = run_in(folder, sys.executable, "-m", "stages.train_diffusion", "--out", str(tmp_path / "out"), PYTHONPATH=str(project))
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("train_diffusion: class_labels needs the labels of the images; add the artifact of prepare_data")
