@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,6 +31,11 @@ def module(kind: str, name: str) -> ModuleType:
     if name not in known(kind):
         raise InputError(f"unknown name {name!r} among the {kind}: known are {', '.join(known(kind))}")
     return import_module(f"ldm.{kind}.{name}")
+
+
+def takes(kind: str, name: str, parameter: str) -> bool:
+    """Whether what builds a choice has a parameter of this name."""
+    return parameter in signature(module(kind, name).build).parameters
 
 
 def build(kind: str, name: str, options: Mapping[str, Any], *args: Any) -> Any:

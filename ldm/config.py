@@ -28,8 +28,8 @@ class Section(BaseModel):
             raise InputError(_first_problem(cls, error, where)) from None
 
     def resolved(self) -> dict[str, Any]:
-        """The configuration as plain data, as it was stated, without the options of choices not made."""
-        plain = self.model_dump(mode="json", exclude_unset=True)
+        """The configuration as plain data, without what has its default, nor the options of choices not made."""
+        plain = self.model_dump(mode="json", exclude_defaults=True)
         for word, kind in choice_fields(type(self)).items():
             plain[kind] = {plain[word]: plain[kind][plain[word]]}
         return plain

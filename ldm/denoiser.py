@@ -42,12 +42,13 @@ class Denoiser:
             return choices.build(kind, config[word], config[kind][config[word]], *args)
 
         schedule = chosen("schedule", "schedules")
-        return cls(chosen("network", "networks", tuple(shape), classes), schedule, chosen("target", "targets"))
+        return cls(chosen("network", "networks", tuple(shape), *([classes] if classes else [])), schedule, chosen("target", "targets"))
 
     @classmethod
     def from_artifact(cls, artifact: Artifact) -> Denoiser:
         """The trained denoiser, in evaluation mode. Raises: InputError where the weights do not fit."""
-        denoiser = artifact.build(lambda config: cls.from_config(config, config["shape"], len(config.get("class_sizes", []))))
+        classes = len(class_sizes(artifact))
+        denoiser = artifact.build(lambda config: cls.from_config(config, config["shape"], classes))
         artifact.load_into(denoiser.network)
         denoiser.network.eval()
         return denoiser
@@ -59,7 +60,10 @@ class Denoiser:
         return other
 
     def predict(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """The network's F at times t (B,). x_t: (B, C, h, w) of any float type; returns float32."""
+        """The network's F at times t (B,). x_t: (B, C, h, w) of any float type; returns float32.
+
+        A network that was trained with labels needs those of `given`.
+        """
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         scaled = x_t / broadcast((alpha**2 + sigma**2).sqrt(), x_t)
         condition = () if self.labels is None else (self.labels,)
@@ -114,7 +118,7 @@ class Guided:
         main, worse = Denoiser.from_artifact(denoiser), Denoiser.from_artifact(guide)
         for network in (main.network, worse.network):
             network.to(device)
-        return cls(main, worse, **guidance, class_sizes=denoiser.config.get("class_sizes", []))
+        return cls(main, worse, **guidance, class_sizes=class_sizes(denoiser))
 
     def given(self, labels: Tensor | None) -> Guided:
         """As `Denoiser.given`."""
@@ -122,16 +126,22 @@ class Guided:
         other.main, other.guide = self.main.given(labels), self.guide.given(labels)
         return other
 
+    def check_label(self, label: int | None) -> None:
+        """Raises: InputError unless the networks were trained on this class; None is any."""
+        if label is not None and not self.class_sizes:
+            raise InputError(f"label {label}: the denoiser was trained without labels; train it with class_labels, or leave label out")
+        learned = [label for label, size in enumerate(self.class_sizes) if size]
+        if label is not None and (not isinstance(label, int) or label not in learned):
+            raise InputError(f"label {label!r}: the denoiser was not trained on this class, but on {', '.join(map(str, learned))}")
+
     def given_streams(self, streams: Streams, label: int | None) -> Guided:
         """For the samples of these streams: all of one class, or (None) each of one drawn as often as in training.
 
-        Of a network without labels, itself. Raises: InputError for a class that it does not know.
+        Of networks without labels, itself. With labels it takes the first draw of every stream, and the
+        noise comes after it. Raises: InputError for a class that the networks were not trained on.
         """
-        classes = len(self.class_sizes)
-        if label is not None and label >= classes:
-            known = f"only the classes 0 to {classes - 1}" if classes else "it was trained without; train it with class_labels, or leave label out"
-            raise InputError(f"label {label}: the denoiser does not know this class, {known}")
-        if not classes:
+        self.check_label(label)
+        if not self.class_sizes:
             return self
         drawn = streams.classes(self.class_sizes)
         return self.given(drawn if label is None else torch.full_like(drawn, label))
@@ -143,3 +153,11 @@ class Guided:
             return denoised
         guide = self.guide(x, sigma)
         return guide + self.weight * (denoised - guide)
+
+
+def class_sizes(artifact: Artifact) -> list[int]:
+    """How many training images each class has; none for a network without labels. Raises: InputError for anything else."""
+    sizes = artifact.config.get("class_sizes", [])
+    if not isinstance(sizes, list) or not all(type(size) is int and 0 <= size < 2**32 for size in sizes) or (sizes and not any(sizes)):
+        raise InputError(f"{artifact.path}: class_sizes of its configuration are not the numbers of training images: {str(sizes)[:60]}")
+    return sizes

@@ -35,14 +35,15 @@ class Pipeline:
     ) -> Tensor:
         """n images, uint8 (n, C, H, W): those that the stages draw with this seed, from index `first` on.
 
-        label: the class of all of them; None for classes drawn as often as in training.
+        label: the class of all of them; None for the stage's, or classes drawn as often as in training.
         steps, sampler, spacing: to differ from the stage's; a choice is its name, or {name: options}.
         Raises: InputError for an unknown name or class, or bad options.
         """
         sigmas = self._build("spacing", spacing)(self.denoiser.schedule, self.sampling["steps"] if steps is None else steps)
         move = self._build("sampler", sampler)
         noise = Streams(seed, range(first, first + n), self.shape, self.device)
-        return self.decode(last_state(states(self.denoiser.given_streams(noise, label), move, sigmas, noise)).float())
+        given = self.denoiser.given_streams(noise, self.sampling.get("label") if label is None else label)
+        return self.decode(last_state(states(given, move, sigmas, noise)).float())
 
     def _build(self, word: str, choice: Choice) -> Any:
         """A sampler or spacing: the one named, or the stage's."""

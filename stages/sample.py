@@ -1,4 +1,4 @@
-"""Draw standardised latents from the diffusion model.
+"""Draw standardised latents from the diffusion model, and their classes where it was given labels.
 
 Every sample has its own random stream, from (seed, index): neither the batch size nor asking
 for one sample alone (--set first=17 --set n=1) changes it beyond rounding. Several processes
@@ -42,7 +42,7 @@ class Config(ChoiceSection):
     spacing: str = choice("spacings", "where the noise levels of the steps lie")
     spacings: OptionTable
     guidance: Guidance
-    label: int | None = Field(default=None, ge=0, description="class of all samples; left out: each drawn as often as in training")
+    label: int | None = Field(default=None, ge=0, description="class of all samples; null: each drawn as often as in training")
     shown: int = Field(ge=1, description="samples whose states are kept for the animation")
 
 
@@ -55,6 +55,7 @@ def run(job: Job[Config]) -> None:
 
     config, artifact, guide = job.config, job.load("denoiser"), job.load("guide")
     denoiser = Guided.from_artifacts(artifact, guide, **config.guidance.model_dump(), device=job.device)
+    denoiser.check_label(config.label)
     warn(job.name, denoiser.schedule.wrong_start())
     sampler = choices.build(*config.chosen("sampler"))
     sigmas = choices.build(*config.chosen("spacing"))(denoiser.schedule, config.steps)

@@ -14,8 +14,6 @@ from stages.cli import Job, stage, warn
 from stages.training import fit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch import Generator, Tensor, nn
 
     from ldm.artifacts import Artifact
@@ -51,6 +49,9 @@ class Config(ChoiceSection):
             raise InputError(f"target {self.target!r} cannot be inverted at alpha = 0, where the schedule {self.schedule!r} starts; choose x0, v, flow or edm")
         if self.loss != "l2" and self.weighting != "uniform":
             raise InputError(f"weighting {self.weighting!r} is derived for the squared error; with loss {self.loss!r} choose weighting uniform, or loss l2")
+        if self.class_labels and not choices.takes("networks", self.network, "classes"):
+            able = [name for name in choices.known("networks") if choices.takes("networks", name, "classes")]
+            raise InputError(f"network {self.network!r} takes no classes; choose {', '.join(able)}, or set class_labels to false")
         every, steps = self.optimisation.record_every, self.optimisation.steps
         if self.guide_step % every or self.guide_step > steps:
             raise InputError(f"guide_step {self.guide_step} must be a multiple of record_every {every} and at most steps {steps}")
@@ -66,15 +67,14 @@ def run(job: Job[Config]) -> None:
     from ldm.parallel import share
     from ldm.training import Batches, Training
 
-    config, inputs = job.config, job.load_all()
-    latents = inputs["latents"]
+    config, latents = job.config, job.load("latents")
     torch.manual_seed(config.seed)
     generator = torch.Generator(job.device).manual_seed(config.seed)
     standardiser = Standardiser.from_artifact(latents, job.device)
     penalty, weighting, times = (choices.build(*config.chosen(word)) for word in ("loss", "weighting", "time"))
     posterior = {s: (latents[f"{s}_mean"].to(job.device), latents[f"{s}_log_variance"].to(job.device)) for s in ("train", "validation")}
     mean, log_variance = posterior["train"]
-    labels, sizes = classes_of(inputs, job.device) if config.class_labels else ({}, [])
+    labels, sizes = classes(job, latents) if config.class_labels else ({}, [])
     denoiser = Denoiser.from_config(config.resolved(), mean.shape[1:], len(sizes))
     denoiser.network.to(job.device)
     warn(job.name, denoiser.schedule.wrong_start())
@@ -121,12 +121,22 @@ def run(job: Job[Config]) -> None:
     job.save("denoiser", averaged.state_dict(), [latents, kept], **known)  # the guide is an ancestor, so that no other one goes with it
 
 
-def classes_of(inputs: Mapping[str, Artifact], device: str) -> tuple[dict[str, Tensor], list[int]]:
-    """The labels of the training and validation images, and how many training images each class has. Raises: InputError without images."""
-    if "images" not in inputs:
+def classes(job: Job[Config], latents: Artifact) -> tuple[dict[str, Tensor], list[int]]:
+    """The class of each training and validation image, and how many training images each class has.
+
+    Raises: InputError where there are no images, or others than those of the latents.
+    """
+    from ldm.artifacts import merge_lineage
+
+    if "images" not in job.inputs:
         raise InputError("class_labels needs the labels of the images; add the artifact of prepare_data to the deps of train_diffusion in dvc.yaml")
-    labels = {split: inputs["images"][f"{split}_labels"].to(device).long() for split in ("train", "validation")}
-    return labels, labels["train"].bincount(minlength=inputs["images"].config["classes"]).tolist()
+    images = job.load("images")
+    merge_lineage([images, latents])
+    labels = {split: images[f"{split}_labels"].to(job.device).long() for split in ("train", "validation")}
+    if any(len(labels[split]) != len(latents[f"{split}_mean"]) for split in labels):
+        raise InputError(f"{images.path} and {latents.path} do not belong together: they are of different numbers of images")
+    known = 1 + max(int(of.max()) for of in labels.values())
+    return labels, labels["train"].bincount(minlength=known).tolist()
 
 
 main = stage("train_diffusion", Config, run, __doc__, parallel=True)

@@ -22,10 +22,8 @@ class Options(Section):
     embedding: int = Field(ge=4, multiple_of=2, description="width of the time embedding")
 
 
-def build(options: Options, shape: tuple[int, ...], classes: int = 0) -> nn.Module:
-    """The network for x_t of shape (C, h, w). Raises: InputError for classes, and for a coarsest grid of one place, which has no instance norm."""
-    if classes:
-        raise InputError("network conv_unet takes no classes; choose unet, or set class_labels to false")
+def build(options: Options, shape: tuple[int, ...]) -> nn.Module:
+    """The network for x_t of shape (C, h, w). Raises: InputError where the coarsest grid would be a single place, which has no instance norm."""
     levels = len(options.channels)
     if math.ceil(max(shape[1:]) / 2 ** (levels - 1)) < 2:
         raise InputError(f"networks.conv_unet.channels: {levels} levels are too many for a grid of {shape[1]} × {shape[2]}")

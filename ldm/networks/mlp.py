@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from ldm.config import Section
-from ldm.errors import InputError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,11 +21,8 @@ class Options(Section):
     experts: int = Field(ge=1, description="networks, each for its own part of (0, 1]: 1, or the length of a chain for one network a level")
 
 
-def build(options: Options, shape: tuple[int, ...], classes: int = 0) -> nn.Module:
-    """The network for x_t of shape (C, h, w). Raises: InputError for classes, which it has not."""
-    if classes:
-        raise InputError("network mlp takes no classes; choose unet, or set class_labels to false")
-
+def build(options: Options, shape: tuple[int, ...]) -> nn.Module:
+    """The network for x_t of shape (C, h, w)."""
     from ldm.networks.mlp_model import MLP
 
     return MLP(options, shape)
