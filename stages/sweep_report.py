@@ -41,6 +41,7 @@ def markdown(points: list[dict[str, Any]]) -> str:
 def figure(points: list[dict[str, Any]]) -> bytes:
     """PNG: FID / floor over function evaluations, and over seconds."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     from stages.figures import png_of
 
@@ -51,6 +52,10 @@ def figure(points: list[dict[str, Any]]) -> bytes:
             line = [p for p in points if p["sampler"] == sampler]
             ax.errorbar([p[key] for p in line], [p["fid_over_floor"] for p in line], [p["spread"] for p in line], marker=".", label=sampler)
         ax.set(xlabel=label, xscale="log", yscale="log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
         ax.grid(alpha=0.3)
     axes[0].set(ylabel="FID / floor")
     axes[0].legend()
