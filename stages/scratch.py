@@ -46,7 +46,7 @@ def key_of(job: Job[Any]) -> str:
     code = {Path(file).resolve() for name, file in loaded if file and name.partition(".")[0] in ("ldm", "stages", "__main__")}
     facts = {
         "parameters": job.config.resolved(),
-        "inputs": {kind: _digest(path) for kind, path in job.inputs.items()},
+        "inputs": {kind: _digest(path) for kind, path in job.inputs.items() if path.exists()},  # one that is not read may be missing
         "code": sorted((path.parent.name, path.name, _digest(path)) for path in code),
         "torch": torch.__version__,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
