@@ -27,28 +27,32 @@ class Denoiser:
     with t, and predicts F (see `ldm.target`).
     """
 
-    def __init__(self, network: nn.Module, schedule: Schedule, target: Target) -> None:
-        """Raises: InputError where the target cannot be inverted at the schedule's start."""
+    def __init__(self, network: nn.Module, schedule: Schedule, target: Target, class_sizes: Sequence[int] = ()) -> None:
+        """class_sizes: the training images of each class; none for a network without labels.
+
+        Raises: InputError where the target cannot be inverted at the schedule's start.
+        """
         if schedule.alpha(torch.ones(1)) == 0 and not invertible_without_signal(target):
             raise InputError("the schedule starts without signal (alpha = 0), where the target says nothing of x0; choose the target x0, v, flow or edm")
-        self.network, self.schedule, self.target = network, schedule, target
+        self.network, self.schedule, self.target, self.class_sizes = network, schedule, target, list(class_sizes)
         self.labels: Tensor | None = None
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], shape: Sequence[int], classes: int = 0) -> Denoiser:
-        """Build from a plain `train_diffusion` section, for samples of shape (C, h, w), of so many classes (0: without labels). Weights are random."""
+    def from_config(cls, config: Mapping[str, Any], shape: Sequence[int], class_sizes: Sequence[int] = ()) -> Denoiser:
+        """Build from a plain `train_diffusion` section, for samples of shape (C, h, w) and of these classes. Weights are random."""
 
         def chosen(word: str, kind: str, *args: Any) -> Any:
             return choices.build(kind, config[word], config[kind][config[word]], *args)
 
         schedule = chosen("schedule", "schedules")
-        return cls(chosen("network", "networks", tuple(shape), *([classes] if classes else [])), schedule, chosen("target", "targets"))
+        network = chosen("network", "networks", tuple(shape), *([len(class_sizes)] if class_sizes else []))
+        return cls(network, schedule, chosen("target", "targets"), class_sizes)
 
     @classmethod
     def from_artifact(cls, artifact: Artifact) -> Denoiser:
         """The trained denoiser, in evaluation mode. Raises: InputError where the weights do not fit."""
-        classes = len(class_sizes(artifact))
-        denoiser = artifact.build(lambda config: cls.from_config(config, config["shape"], classes))
+        sizes = class_sizes(artifact)
+        denoiser = artifact.build(lambda config: cls.from_config(config, config["shape"], sizes))
         artifact.load_into(denoiser.network)
         denoiser.network.eval()
         return denoiser
@@ -105,11 +109,9 @@ class Guided:
     arXiv:2404.07724). A weight w of 1 is no guidance.
     """
 
-    def __init__(self, main: Denoiser, guide: Denoiser, *, weight: float, sigma_min: float, sigma_max: float, class_sizes: Sequence[int] = ()) -> None:
-        """class_sizes: the training images of each class; none for networks without labels."""
-        self.class_sizes = list(class_sizes)
+    def __init__(self, main: Denoiser, guide: Denoiser, *, weight: float, sigma_min: float, sigma_max: float) -> None:
         self.main, self.guide, self.weight, self.interval = main, guide, weight, (sigma_min, sigma_max)
-        self.schedule, self.alpha = main.schedule, main.alpha
+        self.schedule, self.alpha, self.class_sizes = main.schedule, main.alpha, main.class_sizes
 
     @classmethod
     def from_artifacts(cls, denoiser: Artifact, guide: Artifact, *, device: str, **guidance: float) -> Guided:
@@ -118,7 +120,7 @@ class Guided:
         main, worse = Denoiser.from_artifact(denoiser), Denoiser.from_artifact(guide)
         for network in (main.network, worse.network):
             network.to(device)
-        return cls(main, worse, **guidance, class_sizes=class_sizes(denoiser))
+        return cls(main, worse, **guidance)
 
     def given(self, labels: Tensor | None) -> Guided:
         """As `Denoiser.given`."""
@@ -130,7 +132,7 @@ class Guided:
         """Raises: InputError unless the networks were trained on this class; None is any."""
         if label is not None and not self.class_sizes:
             raise InputError(f"label {label}: the denoiser was trained without labels; train it with class_labels, or leave label out")
-        learned = [label for label, size in enumerate(self.class_sizes) if size]
+        learned = [known for known, size in enumerate(self.class_sizes) if size]
         if label is not None and (not isinstance(label, int) or label not in learned):
             raise InputError(f"label {label!r}: the denoiser was not trained on this class, but on {', '.join(map(str, learned))}")
 

@@ -115,7 +115,8 @@ class Training:
         total, skipped, lately, _, most = self.sums.tolist()
         if most >= self.settings.max_skipped:
             tried = f"{most:.0f} steps in a row, up to step {self.step}, had a non-finite loss or gradient"
-            raise Diverged(f"{tried}; try a lower lr (now {self.settings.lr:g}) or a smaller clip_norm (now {self.settings.clip_norm:g})", self.averaged.module)
+            rates = f"lr (now {self.settings.lr:g})" + (f" or muon_lr (now {self.settings.muon_lr:g})" if self.settings.muon_lr else "")
+            raise Diverged(f"{tried}; try a lower {rates} or a smaller clip_norm (now {self.settings.clip_norm:g})", self.averaged.module)
         finite = self.seen - lately
         record = Record(self.step, total / finite if finite else math.nan, int(skipped), self.averaged.module)
         self.sums[0] = self.sums[2] = 0

@@ -59,9 +59,8 @@ def run(job: Job[Config]) -> None:
     warn(job.name, denoiser.schedule.wrong_start())
     sampler = choices.build(*config.chosen("sampler"))
     sigmas = choices.build(*config.chosen("spacing"))(denoiser.schedule, config.steps)
-    shape, size = artifact.config["shape"], 4 * prod(artifact.config["shape"])  # of a sample, in bytes
-    at_once = config.batch_size * size * ACTIVATIONS if job.device == "cpu" else 0
-    check_space(SCRATCH, disk=(KEPT + 1) * config.n * size, memory=4 * config.n * size + at_once)
+    shape = artifact.config["shape"]
+    check_room(config, 4 * prod(shape), job.device)
     indices = range(config.first, config.first + config.n)
     batches = [indices[i : i + config.batch_size] for i in range(0, config.n, config.batch_size)]
     mine = parallel.part(batches)
@@ -90,6 +89,12 @@ def run(job: Job[Config]) -> None:
     gathered = {name: parallel.gather(done[name]) for name in ("samples", *(["labels"] if denoiser.class_sizes else []))}
     leave()
     job.save("samples", {name: torch.cat(parts) for name, parts in gathered.items()} | {"trajectory": done["trajectory"]}, [artifact, guide])
+
+
+def check_room(config: Config, size: int, device: str) -> None:
+    """Raises: InputError unless there is room on disk and in memory for samples of so many bytes each."""
+    at_once = config.batch_size * size * ACTIVATIONS if device == "cpu" else 0
+    check_space(SCRATCH, disk=(KEPT + 1) * config.n * size, memory=4 * config.n * size + at_once)
 
 
 main = stage("sample", Config, run, __doc__, parallel=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
 
     from ldm.artifacts import Artifact
+    from ldm.denoiser import Denoiser
+    from ldm.latents import Standardiser
+    from ldm.loss import Penalty, Times, Weighting
     from ldm.training import Record
 
 
@@ -58,55 +61,75 @@ class Config(ChoiceSection):
         return self
 
 
+class Split(NamedTuple):
+    """The posterior of every latent of a split, (N, c, h, w), and its class, (N,), where the network is told it."""
+
+    mean: Tensor
+    log_variance: Tensor
+    labels: Tensor | None
+
+    def at(self, index: Tensor | slice) -> Split:
+        return Split(self.mean[index], self.log_variance[index], None if self.labels is None else self.labels[index])
+
+
+class Objective(NamedTuple):
+    """What a training lowers: the loss at draws of the posterior, the noise and the time."""
+
+    standardiser: Standardiser
+    penalty: Penalty
+    weighting: Weighting
+    times: Times
+
+    def __call__(self, denoiser: Denoiser, batch: Split, source: Generator, part: slice = slice(None)) -> Tensor:
+        """The loss per sample of a part of the batch; what is drawn is the same for any part."""
+        import torch
+
+        from ldm.latents import draw
+        from ldm.loss import diffusion_loss
+
+        eps = torch.randn(2, *batch.mean.shape, generator=source, device=batch.mean.device)[:, part]
+        t = self.times(denoiser.schedule, len(batch.mean), source)[part]
+        mean, log_variance, labels = batch.at(part)
+        x0 = self.standardiser.standardise(draw(mean, log_variance, eps[0]))
+        return diffusion_loss(denoiser.given(labels), self.penalty, self.weighting, x0, eps[1], t)
+
+
 def run(job: Job[Config]) -> None:
     import torch
 
     from ldm.denoiser import Denoiser
-    from ldm.latents import Standardiser, draw
-    from ldm.loss import diffusion_loss
+    from ldm.latents import Standardiser
     from ldm.parallel import share
     from ldm.training import Batches, Training
 
     config, latents = job.config, job.load("latents")
     torch.manual_seed(config.seed)
     generator = torch.Generator(job.device).manual_seed(config.seed)
-    standardiser = Standardiser.from_artifact(latents, job.device)
-    penalty, weighting, times = (choices.build(*config.chosen(word)) for word in ("loss", "weighting", "time"))
-    posterior = {s: (latents[f"{s}_mean"].to(job.device), latents[f"{s}_log_variance"].to(job.device)) for s in ("train", "validation")}
-    mean, log_variance = posterior["train"]
     labels, sizes = classes(job, latents) if config.class_labels else ({}, [])
-    denoiser = Denoiser.from_config(config.resolved(), mean.shape[1:], len(sizes))
+    train, validation = (
+        Split(latents[f"{name}_mean"].to(job.device), latents[f"{name}_log_variance"].to(job.device), labels.get(name)) for name in ("train", "validation")
+    )
+    objective = Objective(Standardiser.from_artifact(latents, job.device), *(choices.build(*config.chosen(word)) for word in ("loss", "weighting", "time")))
+    denoiser = Denoiser.from_config(config.resolved(), train.mean.shape[1:], sizes)
     denoiser.network.to(job.device)
     warn(job.name, denoiser.schedule.wrong_start())
     if config.flip and "vae" in latents.lineage:
         raise InputError(f"flip {config.flip:g} mirrors images, not the latents of an autoencoder; set train_diffusion.flip to 0")
-    order, mine = Batches(len(mean), config.optimisation.batch_size, generator), share(config.optimisation.batch_size)
-
-    def noisy_loss(denoiser: Denoiser, mean: Tensor, log_variance: Tensor, source: Generator, part: slice = slice(None)) -> Tensor:
-        """The loss per sample, of a part of the batch, at fresh draws of the posterior, the noise and the time."""
-        eps = torch.randn(2, *mean.shape, generator=source, device=mean.device)[:, part]
-        t = times(denoiser.schedule, len(mean), source)[part]
-        x0 = standardiser.standardise(draw(mean[part], log_variance[part], eps[0]))
-        return diffusion_loss(denoiser, penalty, weighting, x0, eps[1], t)
-
-    def given(denoiser: Denoiser, split: str, index: Tensor) -> Denoiser:
-        return denoiser.given(labels[split][index] if labels else None)
+    order, mine = Batches(len(train.mean), config.optimisation.batch_size, generator), share(config.optimisation.batch_size)
 
     def loss() -> Tensor:
-        index = next(order)
-        x = mean[index]
+        batch = train.at(next(order))
         if config.flip:
-            mirrored = torch.rand(len(x), generator=generator, device=x.device) < config.flip
-            x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
-        return noisy_loss(given(denoiser, "train", index[mine]), x, log_variance[index], generator, mine).mean()
+            mirrored = torch.rand(len(batch.mean), generator=generator, device=job.device) < config.flip
+            batch = batch._replace(mean=torch.where(mirrored[:, None, None, None], batch.mean.flip(-1), batch.mean))
+        return objective(denoiser, batch, generator, mine).mean()
 
     @torch.inference_mode()
     def validate(network: nn.Module) -> float:
         fixed = torch.Generator(job.device).manual_seed(0)
         averaged = Denoiser(network, denoiser.schedule, denoiser.target)
-        means, log_variances = posterior["validation"]
-        parts = torch.arange(len(means), device=job.device).split(500)
-        return torch.cat([noisy_loss(given(averaged, "validation", i), means[i], log_variances[i], fixed) for i in parts]).mean().item()
+        parts = [slice(i, i + 500) for i in range(0, len(validation.mean), 500)]
+        return torch.cat([objective(averaged, validation.at(part), fixed) for part in parts]).mean().item()
 
     guide: dict[str, Tensor] = {}
 
@@ -115,8 +138,8 @@ def run(job: Job[Config]) -> None:
             guide.update({name: tensor.clone() for name, tensor in record.averaged.state_dict().items()})
 
     denoiser.network.train()
-    averaged = fit(job, Training(denoiser.network, loss, config.optimisation, order), mean[0].numel(), validate, keep_guide, guide)
-    known = {"shape": list(mean.shape[1:])} | ({"class_sizes": sizes} if sizes else {})
+    averaged = fit(job, Training(denoiser.network, loss, config.optimisation, order), train.mean[0].numel(), validate, keep_guide, guide)
+    known = {"shape": list(train.mean.shape[1:])} | ({"class_sizes": sizes} if sizes else {})
     kept = job.save("guide", guide, [latents], **known)
     job.save("denoiser", averaged.state_dict(), [latents, kept], **known)  # the guide is an ancestor, so that no other one goes with it
 

@@ -24,19 +24,18 @@ UNET |= {"embedding": 32, "groups": 8, "heads": 2, "dropout": 0.0}
 CONFIG = {"network": "unet", "networks": {"unet": UNET}, "schedule": "flow", "schedules": {"flow": {}}, "target": "flow", "targets": {"flow": {}}}
 
 
-def denoiser(classes: int) -> Denoiser:
+def denoiser(*class_sizes: int) -> Denoiser:
     torch.manual_seed(0)
-    return Denoiser.from_config(CONFIG, (1, 4, 4), classes)
+    return Denoiser.from_config(CONFIG, (1, 4, 4), class_sizes)
 
 
 def guided(*class_sizes: int) -> Guided:
-    main, guide = (denoiser(len(class_sizes)) for _ in range(2))
-    return Guided(main, guide, weight=2.0, sigma_min=0.0, sigma_max=10.0, class_sizes=class_sizes)
+    return Guided(denoiser(*class_sizes), denoiser(*class_sizes), weight=2.0, sigma_min=0.0, sigma_max=10.0)
 
 
 def test_a_denoiser_learns_what_a_class_looks_like():
     """White images and black ones, almost pure noise: only the class tells which."""
-    learner = denoiser(2)
+    learner = denoiser(1, 1)
     penalty, weighting = choices.build("losses", "l2", {}), choices.build("weightings", "uniform", {})
     adam = torch.optim.Adam(learner.network.parameters(), 0.01)
     shades = torch.tensor([1.0, -1.0])
@@ -58,7 +57,7 @@ def test_a_denoiser_learns_what_a_class_looks_like():
 
 
 def test_every_class_has_a_gradient_of_its_own():
-    network = denoiser(3).network
+    network = denoiser(1, 1, 1).network
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.1)
     network(torch.randn(4, 1, 4, 4), torch.rand(4), torch.tensor([0, 2, 2, 0])).square().sum().backward()
@@ -67,7 +66,7 @@ def test_every_class_has_a_gradient_of_its_own():
 
 
 def test_classes_add_one_table_of_weights():
-    plain, classed = denoiser(0).network, denoiser(3).network
+    plain, classed = denoiser().network, denoiser(1, 1, 1).network
     assert classed.state_dict().keys() - plain.state_dict().keys() == {"embed.classes.weight"}
     assert not plain.state_dict().keys() - classed.state_dict().keys()
 
@@ -119,7 +118,7 @@ def test_without_labels_there_is_no_class_to_ask_for():
 @pytest.mark.parametrize("sizes", [["5", "5"], "55", {"0": 5}, [0, 0], [5, -1], [True, True], [None, 2], [2**70, 1], 7])
 def test_forged_sizes_of_classes_are_refused(sizes, tmp_path):
     config = CONFIG | {"shape": [1, 4, 4], "class_sizes": sizes}
-    artifacts.save(tmp_path / "denoiser.safetensors", "denoiser", denoiser(2).network.state_dict(), config)
+    artifacts.save(tmp_path / "denoiser.safetensors", "denoiser", denoiser(1, 1).network.state_dict(), config)
     with pytest.raises(InputError, match="class_sizes of its configuration are not the numbers of training images"):
         Denoiser.from_artifact(artifacts.load(tmp_path / "denoiser.safetensors", "denoiser"))
 
