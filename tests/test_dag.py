@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_in
 from ruamel.yaml import YAML
+from ruamel.yaml.events import AliasEvent
 
 from ldm import choices
 from stages import dag, params
@@ -146,13 +147,31 @@ def test_a_recipes_results_are_those_of_its_code_and_parameters(folder, name):
             assert out["path"].endswith(".safetensors")
 
 
-def test_the_sweeps_model_is_the_pipelines():
-    sweep = read_yaml(ROOT / "recipes/sweep/dvc.lock")["stages"]["sweep@dpmpp_2m-18"]
+@pytest.mark.parametrize(
+    ("recipe", "stage", "artifacts"), [("sweep", "sweep@dpmpp_2m-18", 7), ("blog_ldm", "sample@row10", 2), ("blog_ldm", "evaluate@row8", 5)]
+)
+def test_a_recipe_that_reads_the_pipelines_artifacts_has_the_committed_ones(recipe, stage, artifacts):
     made = {out["path"]: out["md5"] for entry in read_yaml(ROOT / "dvc.lock")["stages"].values() for out in entry["outs"]}
-    models = {dep["path"].removeprefix("../../"): dep["md5"] for dep in sweep["deps"] if dep["path"].endswith(".safetensors")}
-    assert len(models) == 7
-    assert models.items() <= made.items()
-    assert read_yaml(ROOT / "recipes/sweep/params.yaml")["sweep"]["guidance"] == read_yaml(ROOT / "params.yaml")["sample"]["guidance"]
+    deps = read_yaml(ROOT / "recipes" / recipe / "dvc.lock")["stages"][stage]["deps"]
+    read = {dep["path"].removeprefix("../../"): dep["md5"] for dep in deps if dep["path"].startswith("../../artifacts/")}
+    assert len(read) == artifacts
+    assert read.items() <= made.items()
+
+
+def test_the_sweep_and_the_ablation_end_at_the_defaults():
+    default, blog = read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / "recipes/blog_ldm/params.yaml")
+    assert read_yaml(ROOT / "recipes/sweep/params.yaml")["sweep"]["guidance"] == default["sample"]["guidance"]
+    guided, sample = (dag.stage_config("sample").model_validate(section).resolved() for section in (blog["guided"], default["sample"]))
+    assert guided | {"n": 0, "batch_size": 0} == sample | {"n": 0, "batch_size": 0}
+    for seed in (1, 2):
+        trained, training = (dag.stage_config("train_diffusion").model_validate(s).resolved() for s in (blog[f"default_{seed}"], default["train_diffusion"]))
+        assert trained == training | {"seed": seed}
+
+
+@pytest.mark.parametrize("params", ["params.yaml", *(f"recipes/{name}/params.yaml" for name in ("blog_ldm", "fashion_ddpm", "sweep"))])
+def test_sections_share_nothing(params):
+    """`dvc exp run -S unet.optimisation.steps=4` would change every section that has the same mapping by an alias."""
+    assert not [event for event in YAML().parse((ROOT / params).read_text()) if isinstance(event, AliasEvent)]
 
 
 class TestCommittedRun:
