@@ -224,7 +224,7 @@ def test_divergence_keeps_the_last_good_weights(copy, tmp_path):
     script += "import sys, stages.train_diffusion as m; sys.argv[0] = 'train_diffusion'; m.main()"
     done = run_in(copy, sys.executable, "-c", script, *arguments, "--out", str(tmp_path / "out"))
     assert done.returncode == 2
-    assert "had a non-finite loss or gradient; try a lower lr (now 1) or a smaller clip_norm (now 1e+30)" in done.stderr
+    assert "had a non-finite loss or gradient; try a lower lr (now 1) or muon_lr (now 0.02) or a smaller clip_norm (now 1e+30)" in done.stderr
     assert "the last good weights are in scratch/train_diffusion/last_good.safetensors" in done.stderr
     assert (copy / "scratch/train_diffusion/last_good.safetensors").stat().st_size > 1000
     assert list((tmp_path / "out").iterdir()) == []

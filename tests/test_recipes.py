@@ -98,7 +98,7 @@ def test_networks_that_do_not_fit_are_refused(pixels, tmp_path, setting, words):
 def test_weights_of_a_network_for_other_channels_are_refused(pixels):
     """A denoiser of grey digits, loaded into a network for colour."""
     artifact = artifacts.load(pixels / "artifacts/train_diffusion/denoiser.safetensors", "denoiser")
-    colour = Denoiser.from_config(artifact.config, (3, 28, 28))
+    colour = Denoiser.from_config(artifact.config, (3, 28, 28), artifact.config["class_sizes"])
     with pytest.raises(InputError, match=r"denoiser\.safetensors: tensor .* is torch\.float32 .*, but torch\.float32 .* is wanted"):
         artifact.load_into(colour.network)
 
