@@ -162,11 +162,13 @@ class Training:
 
 
 def optimizers(network: nn.Module, settings: Optimisation) -> dict[str, torch.optim.Optimizer]:
-    """AdamW, and with a `muon_lr` Muon for the kernels of convolutions."""
+    """AdamW, and with a `muon_lr` Muon for the kernels of convolutions. Raises: InputError for a `muon_lr` where there are none."""
     kernels = [w for w in network.parameters() if settings.muon_lr and w.ndim == 4]
+    if settings.muon_lr and not kernels:
+        raise InputError(f"muon_lr {settings.muon_lr:g} is for kernels of convolutions, of which the network has none; set it to 0")
     rest = [w for w in network.parameters() if w.ndim != 4 or not kernels]
     adamw = torch.optim.AdamW(rest, settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=True)
-    return {"adamw": adamw} | ({"muon": Muon(kernels, settings.muon_lr)} if kernels else {})
+    return {"adamw": adamw} | ({"muon": Muon(kernels, settings.muon_lr, weight_decay=settings.weight_decay)} if kernels else {})
 
 
 def check_compiler(device: torch.device) -> None:

@@ -20,13 +20,14 @@ def test_the_orthogonal_factor_has_singular_values_near_one(shape):
     assert cosine.min() > 0.95
 
 
-def test_it_takes_the_steps_of_torch():
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_it_takes_the_steps_of_torch(decay):
     """torch's iterates in bfloat16, so that the directions agree to a few of its rounding errors (2⁻⁸)."""
     generator = torch.Generator().manual_seed(0)
     shapes = [(16, 8, 3, 3), (8, 16, 1, 1), (16, 8, 3, 3)]
     start = [torch.randn(shape, generator=generator) for shape in shapes]
     ours, theirs = [nn.Parameter(k.clone()) for k in start], [nn.Parameter(k.flatten(1).clone()) for k in start]
-    optimizer, reference = Muon(ours, 0.1), torch.optim.Muon(theirs, 0.1, weight_decay=0.0, momentum=0.95)
+    optimizer, reference = Muon(ours, 0.1, weight_decay=decay), torch.optim.Muon(theirs, 0.1, weight_decay=decay, momentum=0.95)
     for _ in range(5):
         for a, b in zip(ours, theirs, strict=True):
             a.grad = torch.randn(a.shape, generator=generator)

@@ -192,6 +192,10 @@ def test_muon_moves_kernels_alone():
     assert [p.shape for g in found["muon"].param_groups for p in g["params"]] == [(4, 2, 3, 3)]
     assert len(found["adamw"].param_groups[0]["params"]) == 5
     assert list(optimizers(network, settings())) == ["adamw"]
+    decayed = optimizers(network, settings(muon_lr=0.02, weight_decay=0.3))
+    assert [o.param_groups[0]["weight_decay"] for o in decayed.values()] == [0.3, 0.3]
+    with pytest.raises(InputError, match=r"muon_lr 0\.02 is for kernels of convolutions, of which the network has none"):
+        optimizers(nn.Linear(2, 2), settings(muon_lr=0.02))
 
 
 def convolution(bad_step: int = 0):
