@@ -135,6 +135,8 @@ def variance_preserving(betas: Tensor, *, zero_terminal_snr: bool) -> Chain:
         raise InputError(f"a chain of {len(betas)} steps would have the beta {worst:.3g}, but it must lie in (0, 1); use more steps, or smaller betas")
     alphas = (1 - betas.double()).cumprod(0).sqrt()  # (T,)
     if zero_terminal_snr:
+        if len(betas) < 2:
+            raise InputError("zero_terminal_snr needs a chain of at least 2 steps, and this one has 1; use more steps, or set it to false")
         alphas = (alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])
     return Chain(alphas, (1 - alphas**2).sqrt())
 

@@ -112,6 +112,8 @@ def test_beta_one_is_for_zero_terminal_snr_alone():
     assert chain.alphas[-2] > 0
     with pytest.raises(InputError, match="the largest scaled beta is 2"):
         choices.build("schedules", "linear", BETAS | {"steps": 10, "zero_terminal_snr": True})
+    with pytest.raises(InputError, match="zero_terminal_snr needs a chain of at least 2 steps"):
+        choices.build("schedules", "cosine", {"steps": 1, "zero_terminal_snr": True, "s": 0.008, "beta_max": 0.9})
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
