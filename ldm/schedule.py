@@ -98,16 +98,18 @@ class Chain(Schedule):
             raise InputError("the noise must grow from step to step of a chain, but it does not")
         self.steps: int = len(alphas)
         self.alphas, self.sigmas = alphas.double(), sigmas.double()
+        self._tables = {self.alphas.device: (self.alphas, self.sigmas)}
 
     def alpha(self, t: Tensor) -> Tensor:
-        return self._at(self.alphas, t)
+        return self._on(t.device)[0][self._index(t)]
 
     def sigma(self, t: Tensor) -> Tensor:
-        return self._at(self.sigmas, t)
+        return self._on(t.device)[1][self._index(t)]
 
     def t(self, half_log_snr: Tensor) -> Tensor:
         """The time of the chain whose level is nearest."""
-        levels = (self.alphas.log() - self.sigmas.log()).flip(0).to(half_log_snr.device)  # increasing
+        alphas, sigmas = self._on(half_log_snr.device)
+        levels = (alphas.log() - sigmas.log()).flip(0)  # increasing
         bounds = (levels[1:] + levels[:-1]) / 2
         return (self.steps - torch.bucketize(half_log_snr.double(), bounds)).double() / self.steps
 
@@ -118,8 +120,11 @@ class Chain(Schedule):
         rounded = (t.double() * self.steps - 0.01).ceil().long() - 1  # i / T is its own point, also in float32
         return rounded.clamp(0, self.steps - 1)
 
-    def _at(self, table: Tensor, t: Tensor) -> Tensor:
-        return table.to(t.device)[self._index(t)]
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """alphas and sigmas on a device, copied there once: a step that copies waits for it."""
+        if device not in self._tables:
+            self._tables[device] = self.alphas.to(device), self.sigmas.to(device)
+        return self._tables[device]
 
 
 def variance_preserving(betas: Tensor, *, zero_terminal_snr: bool) -> Chain:
