@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ldm.errors import InputError
+from ldm.schedule import SNR_OF_NOISE
 
 if TYPE_CHECKING:
     from ldm.denoiser import Denoiser, Guided
@@ -53,6 +54,14 @@ def check_levels(sigmas: Tensor) -> Tensor:
         listed = ", ".join(f"{s:.4g}" for s in sigmas.tolist()[:6])
         raise InputError(f"noise levels must decrease strictly and end in 0, but these do not: {listed}, …; a discrete chain may lack so many: use fewer steps")
     return sigmas
+
+
+def wrong_start(sigmas: Tensor) -> str | None:
+    """Why noise alone is no start at the first of these levels, in one line; None where it is one (see `Schedule.wrong_start`)."""
+    snr = 1 / sigmas[0].item() ** 2
+    if snr <= SNR_OF_NOISE:
+        return None
+    return f"sampling starts at σ̄ = {sigmas[0]:.3g}, where the SNR is {snr:.3g}, above {SNR_OF_NOISE:g}: noise alone is a wrong start; start from more noise"
 
 
 def step_to(x: Tensor, denoised: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:

@@ -32,9 +32,12 @@ def at_times(schedule: Schedule, t: Tensor) -> Tensor:
 def at_levels(schedule: Schedule, sigmas: Tensor) -> Tensor:
     """Decreasing levels σ̄ (N,), or those of a discrete chain nearest to them, followed by 0: (N + 1,).
 
-    Raises: InputError where a chain has too few levels in their range.
+    Raises: InputError for levels beyond the schedule's, and where a chain has too few in their range.
     """
     half_log_snr = -sigmas.log()
+    ends = schedule.t(half_log_snr[[0, -1]])
+    if not (ends.max() < 1 + 1e-6 and ends.min() > -1e-6):
+        raise InputError(f"the noise levels {sigmas[0]:.4g} to {sigmas[-1]:.4g} are not all on the schedule; choose sigma_min and sigma_max within its own")
     return _ending_in_zero(half_log_snr if schedule.steps is None else schedule.half_log_snr(schedule.t(half_log_snr)))
 
 

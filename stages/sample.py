@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from math import prod
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ldm import choices
 from ldm.config import ChoiceSection, OptionTable, Section, choice
+from ldm.errors import InputError
 from stages.cli import Job, stage, warn
 from stages.launch import leave
 from stages.progress import bar
@@ -27,6 +28,12 @@ class Guidance(Section):
     weight: float = Field(ge=1, description="1: none; above: away from the guide's mistakes")
     sigma_min: float = Field(ge=0, description="smallest σ̄ at which samples are guided")
     sigma_max: float = Field(gt=0, description="largest σ̄ at which samples are guided")
+
+    @model_validator(mode="after")
+    def _ends_are_in_order(self) -> Guidance:
+        if self.sigma_min >= self.sigma_max:
+            raise InputError(f"sigma_min {self.sigma_min:g} must be below sigma_max {self.sigma_max:g}")
+        return self
 
 
 class Config(ChoiceSection):
@@ -51,16 +58,16 @@ def run(job: Job[Config]) -> None:
 
     from ldm import parallel
     from ldm.denoiser import Guided
-    from ldm.sampling import Streams, states
+    from ldm.sampling import Streams, states, wrong_start
 
     config, artifact, guide = job.config, job.load("denoiser"), job.load("guide")
     denoiser = Guided.from_artifacts(artifact, guide, **config.guidance.model_dump(), device=job.device)
     denoiser.check_label(config.label)
-    warn(job.name, denoiser.schedule.wrong_start())
     sampler = choices.build(*config.chosen("sampler"))
     sigmas = choices.build(*config.chosen("spacing"))(denoiser.schedule, config.steps)
+    warn(job.name, denoiser.schedule.wrong_start() or wrong_start(sigmas))
     shape = artifact.config["shape"]
-    check_room(config, 4 * prod(shape), job.device)
+    check_room(job, 4 * prod(shape))
     indices = range(config.first, config.first + config.n)
     batches = [indices[i : i + config.batch_size] for i in range(0, config.n, config.batch_size)]
     mine = parallel.part(batches)

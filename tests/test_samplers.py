@@ -11,7 +11,7 @@ from test_core import SCHEDULES
 from ldm import choices
 from ldm.denoiser import Denoiser, Guided
 from ldm.errors import InputError
-from ldm.sampling import Streams, check_levels, states
+from ldm.sampling import Streams, check_levels, states, wrong_start
 
 SAMPLERS = {
     "euler": {},
@@ -362,6 +362,20 @@ def test_karras_levels_are_the_papers():
     sigmas = choices.build("spacings", "karras", {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0})(flow, 18)
     for i in range(18):
         assert sigmas[i].item() == pytest.approx((80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7)
+
+
+@pytest.mark.parametrize(("ends", "words"), [((0.002, 100.0), "100 to 0.002"), ((0.0001, 80.0), "80 to 0.0001")])
+def test_levels_beyond_the_schedule_are_refused(ends, words):
+    """A network was never trained there."""
+    schedule = choices.build("schedules", "edm", {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "steps": None})
+    with pytest.raises(InputError, match=f"the noise levels {words} are not all on the schedule"):
+        choices.build("spacings", "karras", {"sigma_min": ends[0], "sigma_max": ends[1], "rho": 7.0})(schedule, 10)
+
+
+def test_too_little_noise_is_a_wrong_start():
+    assert wrong_start(torch.tensor([80.0, 1.0, 0.0])) is None
+    assert wrong_start(torch.tensor([math.inf, 1.0, 0.0])) is None
+    assert "sampling starts at σ̄ = 1, where the SNR is 1, above 0.001" in (wrong_start(torch.tensor([1.0, 0.1, 0.0])) or "")
 
 
 def test_more_steps_than_the_chain_has_are_refused():
