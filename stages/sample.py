@@ -40,7 +40,7 @@ class Config(ChoiceSection):
     """The sampler, its levels and the number of samples."""
 
     seed: int = Field(ge=0, lt=2**63, description="seed of the samples' random streams")
-    first: int = Field(ge=0, description="index of the first sample")
+    first: int = Field(ge=0, lt=2**63, description="index of the first sample")
     n: int = Field(ge=1, description="number of samples")
     batch_size: int = Field(ge=1, description="samples drawn at once")
     steps: int = Field(ge=1, description="steps of the sampler")
@@ -98,10 +98,10 @@ def run(job: Job[Config]) -> None:
     job.save("samples", {name: torch.cat(parts) for name, parts in gathered.items()} | {"trajectory": done["trajectory"]}, [artifact, guide])
 
 
-def check_room(config: Config, size: int, device: str) -> None:
+def check_room(job: Job[Config], size: int) -> None:
     """Raises: InputError unless there is room on disk and in memory for samples of so many bytes each."""
-    at_once = config.batch_size * size * ACTIVATIONS if device == "cpu" else 0
-    check_space(SCRATCH, disk=(KEPT + 1) * config.n * size, memory=4 * config.n * size + at_once)
+    n, at_once = job.config.n, job.config.batch_size * size * ACTIVATIONS if job.device == "cpu" else 0
+    check_space(job.name, SCRATCH, (KEPT + 1) * n * size, 4 * n * size, at_once)
 
 
 main = stage("sample", Config, run, __doc__, parallel=True)

@@ -181,11 +181,14 @@ def _held(folder: Path) -> bool:
     return False
 
 
-def check_space(folder: Path, disk: int, memory: int) -> None:
-    """Before a long run: is there room for what it needs, in bytes? Raises: InputError."""
+def check_space(name: str, folder: Path, disk: int, memory: int, activations: int) -> None:
+    """Before a stage's long run: is there room, in bytes? Raises: InputError. Activations are a rule of thumb, and only warned of."""
     folder.mkdir(parents=True, exist_ok=True)
     free, available = shutil.disk_usage(folder).free, psutil.virtual_memory().available
     if free < disk:
         raise InputError(f"{folder.resolve()} has {free // MIB} MiB of free disk space, but about {disk // MIB} MiB are needed; free some")
     if available < memory:
-        raise InputError(f"{available // MIB} MiB of memory are free, but about {memory // MIB} MiB are needed; close other programs, or lower batch_size")
+        raise InputError(f"{available // MIB} MiB of memory are free, but about {memory // MIB} MiB are needed; close other programs")
+    if available < memory + activations:
+        guess = f"perhaps {(memory + activations) // MIB} MiB are needed"
+        warn(name, f"{available // MIB} MiB of memory are free, but {guess}; if it is not enough, lower batch_size")

@@ -46,7 +46,7 @@ def fit(
     kept = {} if kept is None else kept
     every = max(settings.steps // (POINTS * settings.record_every), 1)
     first = parallel.rank() == 0
-    check_room(training.network, settings.batch_size * sample_size, job.device)
+    check_room(job, training.network, settings.batch_size * sample_size)
     scratch = open_scratch(job)
     curve: list[dict[str, Any]] = []
     state = parallel.from_first(scratch.latest() if first else None)
@@ -78,13 +78,14 @@ def fit(
     return cast(N, training.averaged.module)
 
 
-def check_room(network: nn.Module, elements: int, device: str) -> None:
-    """Raises: InputError unless there is room for a training's states, on disk, and for the training of batches of so many elements, in memory."""
+def check_room(job: Job[Any], network: nn.Module, elements: int) -> None:
+    """Raises: InputError unless there is room for a training's states; warns where batches of so many elements may be too large."""
     from ldm.parallel import world
 
     size = sum(t.numel() * t.element_size() for t in network.state_dict().values())
     state = 4 * size + MIB  # weights, their average, two moments; a guide of the same size may be among them
-    check_space(SCRATCH, disk=2 * (KEPT + 1) * state, memory=3 * state + (elements * ACTIVATIONS // world() if device == "cpu" else 0))
+    activations = elements * ACTIVATIONS // world() if job.device == "cpu" else 0
+    check_space(job.name, SCRATCH, 2 * (KEPT + 1) * state, 3 * state, activations)
 
 
 def keep_last_good(job: Job[Any], error: Diverged) -> Diverged:

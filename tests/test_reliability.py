@@ -5,6 +5,7 @@ import hashlib
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -282,12 +283,15 @@ def test_dvc_repro_goes_on_after_a_kill(project, tmp_path):
         assert path.read_bytes() == (folder / "artifacts/train_vae" / path.name).read_bytes(), path.name
 
 
-def test_too_little_space_is_said_before_the_run(tmp_path, monkeypatch):
+def test_too_little_space_is_said_before_the_run(tmp_path, capsys):
     with pytest.raises(InputError, match="MiB of free disk space, but about"):
-        scratch.check_space(tmp_path, disk=1 << 60, memory=0)
+        scratch.check_space("train_vae", tmp_path, disk=1 << 60, memory=0, activations=0)
     with pytest.raises(InputError, match=r"MiB of memory are free, but about \d+ MiB are needed"):
-        scratch.check_space(tmp_path, disk=0, memory=1 << 60)
-    scratch.check_space(tmp_path, disk=1, memory=1)
+        scratch.check_space("train_vae", tmp_path, disk=0, memory=1 << 60, activations=0)
+    scratch.check_space("train_vae", tmp_path, disk=1, memory=1, activations=1)
+    assert capsys.readouterr().err == ""
+    scratch.check_space("train_vae", tmp_path, disk=1, memory=1, activations=1 << 60)  # a guess, so the run goes on
+    assert re.fullmatch(r"train_vae: warning: \d+ MiB of memory are free, but perhaps \d+ MiB are needed; .* lower batch_size\n", capsys.readouterr().err)
 
 
 def training(settings: Optimisation) -> Training:
