@@ -44,7 +44,8 @@ def run(job: Job[Config]) -> None:
         originals = images["validation_images"][: config.columns]
         reconstructed = decode_images(vae, latents["validation_mean"][: config.columns].to(job.device)).cpu()
         job.write("reconstructions.png", png(tile(torch.cat([originals, reconstructed]), config.columns)))
-    job.save("generated", {"images": generated}, list(inputs.values()))
+    label = samples.config.get("label")  # the class of all of them, where one was asked for
+    job.save("generated", {"images": generated}, list(inputs.values()), **({} if label is None else {"label": label}))
 
 
 main = stage("decode", Config, run, __doc__)

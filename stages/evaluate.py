@@ -57,6 +57,9 @@ def run(job: Job[Config]) -> None:
     vae = from_artifact(inputs["vae"]).to(job.device) if "vae" in inputs else None
     train, made = images["train_images"], inputs["generated"]["images"]
     n = min(config.n, len(images["test_images"]))
+    label = inputs["generated"].config.get("label")
+    if label is not None:
+        raise InputError(f"the generated images are all of class {label}, but they are compared with all classes; set sample.label to null")
     if len(made) < n or len(train) < n:
         raise InputError(f"{n} images a row are wanted, but {len(made)} are generated and {len(train)} are for training; lower evaluate.n or raise sample.n")
     first, second = Space.fit(job, inputs, "", n), Space.fit(job, inputs, "_second", n)

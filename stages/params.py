@@ -40,6 +40,8 @@ def check_together(path: Path, sections: dict[str, dict[str, Any]]) -> None:
     first, second = (sections[f"train_{kind}"]["classifier"] for kind in ("classifier", "second_classifier"))
     if first == second:
         raise InputError(f"{path}: train_second_classifier.classifier: {second!r} is the first one's too; the second must be of another shape to check it")
+    if sample.get("label") is not None:
+        raise InputError(f"{path}: sample.label: {sample['label']} is one class, but the table compares with all; set null (by hand, --set label)")
     if sample["n"] < evaluate["n"]:
         raise InputError(f"{path}: sample.n: {sample['n']} samples are fewer than evaluate.n {evaluate['n']}; raise the one or lower the other")
 
