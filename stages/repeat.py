@@ -3,12 +3,13 @@
     python -m stages.repeat --seeds 1,2,3 --out tmp/seeds             train, sample, decode and evaluate, for each seed
     python -m stages.repeat --from sample --seeds 1,2,3 --out tmp/s   sample the trained model anew
 
-Each seed has its folder under --out; a seed whose row is there is not run again. What is the same for all seeds is
-read from the tracked artifacts.
+Each seed has its folder under --out; a seed whose row is there, from the same parameters, code and artifacts, is not
+run again. What is the same for all seeds is read from the tracked artifacts.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
 import subprocess
@@ -19,7 +20,8 @@ import click
 
 from ldm.artifacts import write_atomic
 from ldm.errors import InputError
-from stages.cli import DAG, check_writable, read_yaml, run_command
+from stages.cli import DAG, PARAMS, check_writable, read_yaml, run_command
+from stages.dag import ROOT
 
 CHAIN = ["train_diffusion", "sample", "decode", "evaluate"]
 
@@ -42,6 +44,16 @@ def run_seed(seed: int, first: str, out: Path) -> None:
         made |= {path.stem: path for path in out.glob("*.safetensors")}
 
 
+def key_of(first: str) -> str:
+    """A hash over all that the seeds have in common: parameters, code, and the tracked artifacts that are read."""
+    entries = [read_yaml(DAG)["stages"][name] for name in CHAIN[CHAIN.index(first) :]]
+    made = {next(iter(out)) if isinstance(out, dict) else out for entry in entries for out in entry["outs"]}
+    read = {Path(dep) for entry in entries for dep in entry["deps"] if not dep.endswith(".py") and dep not in made}
+    code = {path for folder in ("ldm", "stages") for path in (ROOT / folder).rglob("*.py")}
+    digests = [(str(path), hashlib.sha256(path.read_bytes()).hexdigest()) for path in sorted(read | code | {PARAMS, DAG}) if path.is_file()]
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+
+
 def summary(rows: dict[int, dict[str, float]]) -> dict[str, object]:
     """Mean, deviation and single values of every measure; the deviation is that of one seed (n − 1)."""
     keys = [key for key, value in next(iter(rows.values())).items() if isinstance(value, float)]
@@ -62,11 +74,13 @@ def command(first: str, seeds: str, out: Path) -> None:
     if len(set(numbers)) < max(len(numbers), 2):
         raise InputError(f"--seeds {seeds}: at least two different seeds are wanted")
     check_writable(out)
-    rows = {}
+    rows, key = {}, key_of(first)
     for seed in numbers:
         folder = out / f"{first}-{seed}"
-        if not (folder / "diffusion.json").exists():
+        done = folder / "key.txt"
+        if not done.exists() or done.read_text("utf-8") != key:
             run_seed(seed, first, folder)
+            write_atomic(done, key.encode())
         rows[seed] = json.loads((folder / "diffusion.json").read_text("utf-8"))
     found = summary(rows)
     write_atomic(out / "summary.json", json.dumps(found, indent=1).encode())
