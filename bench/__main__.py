@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryFile
 from typing import Any
 
 import click
@@ -53,7 +54,8 @@ class Worker:
 
     def __post_init__(self) -> None:
         command = [sys.executable, "-m", "bench.worker", self.name, self.peer, self.precision, self.device, str(self.batch_size)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self.said = TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (closed by stop)
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said, text=True)
 
     def measure(self, what: str, **settings: Any) -> float:
         """Raises: InputError where the side has died."""
@@ -64,12 +66,15 @@ class Worker:
             self.process.stdin.flush()
             answer = json.loads(self.process.stdout.readline())
         except (OSError, ValueError):
-            raise InputError(f"{self.name} in {self.precision} has died; run `python -m bench.worker {self.name} …` to see why") from None
+            self.process.wait()
+            self.said.seek(0)
+            last = (self.said.read().strip() or "it said nothing").splitlines()[-1]
+            raise InputError(f"{self.name} in {self.precision} has died (exit code {self.process.returncode}): {last}") from None
         self.memory = answer.get("memory", 0.0)
         return answer["value"]
 
     def stop(self) -> None:
-        with self.process:
+        with self.process, self.said:
             self.process.kill()
 
     def row(self, what: str, peer_cost: dict[str, int], peaks: dict[str, float]) -> dict[str, Any]:
@@ -115,7 +120,8 @@ def command(device: str, rounds: int, seconds: float, batch_size: int, n: int, e
             worker.stop()
     for worker in peaks.values():
         worker.stop()
-    results = {"machine": machine(device), "matrix_peak_tflops": found, "batch_size": batch_size, "evaluations": evaluations, "costs": costs, "rows": rows}
+    results = {"machine": machine(device), "matrix_peak_tflops": found, "batch_size": batch_size, "seconds": seconds, "evaluations": evaluations}
+    results |= {"costs": costs, "rows": rows}
     write_atomic(out / "results.json", json.dumps(results, indent=1).encode())
     training = [r for r in rows if r["what"] == "train"]
     bars = [{"side": f"{r['side']}, {r['precision']}, against {r['against']}", "images_per_second": r["images_per_second"]} for r in training]

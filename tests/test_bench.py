@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from bench import __main__ as bench
 from bench.sides import SIDES, our_unet
 from bench.worker import timed
+from ldm.errors import InputError
 
 
 @pytest.mark.parametrize("peer", bench.PEERS)
@@ -44,6 +45,13 @@ def test_the_clock_counts_whole_pieces_of_work(monkeypatch):
         now[0] += 0.4
 
     assert timed("cpu", 1.0, 10, work) == pytest.approx(30 / 1.2)
+
+
+def test_a_side_that_dies_says_why():
+    worker = bench.Worker("ours", "nosuch", "fp32", "cpu", 8)
+    with pytest.raises(InputError, match=r"ours in fp32 has died \(exit code 1\): KeyError: 'nosuch'"):
+        worker.measure("train", seconds=0)
+    worker.stop()
 
 
 def test_a_run_from_end_to_end(monkeypatch, tmp_path):
