@@ -4,8 +4,8 @@ fid: Fréchet distance to the training images' features; its floor is the row he
 fid_test_over_floor: to the test images, over the same of random training images, so that
 copies of training images score 1. fid_second: in the features of the classifier that nothing was
 chosen by. KID, precision, recall, density and coverage compare with n random training images,
-of which vae_reconstruction reconstructs none; label_tv with all training labels. The rows are those whose
-files dvc.yaml lists.
+of which vae_reconstruction reconstructs none; label_tv with all training labels. fid_infinity is left out
+of that row, which is not independent of the training images. The rows are those whose files dvc.yaml lists.
 """
 
 from __future__ import annotations
@@ -47,8 +47,6 @@ class Config(Section):
 
 
 def run(job: Job[Config]) -> None:
-    import numpy as np
-
     from ldm.autoencoder import from_artifact
     from ldm.quality import Manifold, subset
 
@@ -76,7 +74,7 @@ def run(job: Job[Config]) -> None:
         fid_second, ratio_second, _ = second.distances(in_second, name)
         values = {"data": images.config["data"], "n": n, "fid": fid, "fid_over_floor": ratio, "fid_test_over_floor": ratio_test}
         values |= {"fid_second": fid_second, "fid_second_over_floor": ratio_second}
-        values |= measures(features, first, images["train_labels"].numpy(), manifold, config, np.random.default_rng([config.seed, ROWS.index(name)]))
+        values |= measures(name, features, first, images["train_labels"].numpy(), manifold, config)
         table[name] = values
     files = {f"{name}.json": json.dumps(values, indent=1).encode() for name, values in table.items()}
     for file, content in (files | {"table.md": markdown(table).encode(), "table.png": figure(table)}).items():
@@ -122,18 +120,21 @@ class Space(NamedTuple):
         return fid, fid / self.floor, frechet_distance(fitted, self.test) / self.floor_test
 
 
-def measures(features: np.ndarray, space: Space, labels: np.ndarray, real: Manifold, config: Config, rng: np.random.Generator) -> dict[str, float | None]:
-    """What a row says beside the ratios; no extrapolation from fewer than four samples a feature."""
+def measures(name: str, features: np.ndarray, space: Space, labels: np.ndarray, real: Manifold, config: Config) -> dict[str, float | None]:
+    """What a row says beside the ratios; no extrapolation from fewer than four samples a feature, or from reconstructions."""
+    import numpy as np
     import torch
 
     from ldm import frechet, quality
 
+    rng = np.random.default_rng([config.seed, ROWS.index(name)])
+    extrapolate = len(features) >= 4 * features.shape[1] and name != "vae_reconstruction"
     with torch.inference_mode():
         logits = space.classifier.logits(torch.from_numpy(features).to(space.classifier.logits.weight.device))
     kid, kid_std = quality.kernel_distance(features, real.features, config.kid_subsets, config.kid_size, rng)
     return {
         "fid_spread": frechet.bootstrap_spread(features, space.train, config.resamples, rng),
-        "fid_infinity": frechet.frechet_at_infinity(features, space.train, config.points, rng) if len(features) >= 4 * features.shape[1] else None,
+        "fid_infinity": frechet.frechet_at_infinity(features, space.train, config.points, rng) if extrapolate else None,
         "kid": kid,
         "kid_std": kid_std,
         **quality.precision_recall(real, quality.Manifold.fit(features, config.neighbours)),
