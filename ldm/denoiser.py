@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import copy
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -133,7 +134,7 @@ class Guided:
         if label is not None and not self.class_sizes:
             raise InputError(f"label {label}: the denoiser was trained without labels; train it with class_labels, or leave label out")
         learned = [known for known, size in enumerate(self.class_sizes) if size]
-        if label is not None and (not isinstance(label, int) or label not in learned):
+        if label is not None and (not isinstance(label, Integral) or label not in learned):
             raise InputError(f"label {label!r}: the denoiser was not trained on this class, but on {', '.join(map(str, learned))}")
 
     def given_streams(self, streams: Streams, label: int | None) -> Guided:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ldm import artifacts, autoencoder, choices
 from ldm.denoiser import Guided
+from ldm.errors import InputError
 from ldm.latents import Standardiser
 from ldm.sampling import Streams, last_state, states
 
@@ -36,14 +37,19 @@ class Pipeline:
         """n images, uint8 (n, C, H, W): those that the stages draw with this seed, from index `first` on.
 
         label: the class of all of them; None for the stage's, or classes drawn as often as in training.
-        steps, sampler, spacing: to differ from the stage's; a choice is its name, or {name: options}.
-        Raises: InputError for an unknown name or class, or bad options.
+        steps, sampler, spacing: to differ from the stage's; a choice is {name: options}, or its name, where it has no options or is the stage's own.
+        Raises: InputError for an unknown name or class, bad options, or n below 1.
         """
+        if n < 1:
+            raise InputError(f"{n} images cannot be drawn; ask for at least 1")
         sigmas = self._build("spacing", spacing)(self.denoiser.schedule, self.sampling["steps"] if steps is None else steps)
         move = self._build("sampler", sampler)
-        noise = Streams(seed, range(first, first + n), self.shape, self.device)
-        given = self.denoiser.given_streams(noise, self.sampling.get("label") if label is None else label)
-        return self.decode(last_state(states(given, move, sigmas, noise)).float())
+        asked = self.sampling.get("label") if label is None else label
+        images = []
+        for part in torch.arange(first, first + n).split(self.sampling["batch_size"]):
+            noise = Streams(seed, part.tolist(), self.shape, self.device)
+            images.append(self.decode(last_state(states(self.denoiser.given_streams(noise, asked), move, sigmas, noise)).float()))
+        return torch.cat(images)
 
     def _build(self, word: str, choice: Choice) -> Any:
         """A sampler or spacing: the one named, or the stage's."""
