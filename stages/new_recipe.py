@@ -17,8 +17,8 @@ import click
 from ldm.artifacts import write_atomic
 from ldm.errors import InputError
 from stages import params
-from stages.cli import DAG, PARAMS, read_yaml, run_command, with_settings
-from stages.dag import ROOT, rewritten, round_trip
+from stages.cli import DAG, PARAMS, optional_parameters, read_yaml, run_command, with_settings
+from stages.dag import ROOT, rewritten, round_trip, stage_config
 
 NEEDED = ("prepare_data", "train_diffusion", "sample", "evaluate")  # what a recipe to start from must have
 OF_AUTOENCODER = ("vae_prior.json", "vae_reconstruction.json", "reconstructions.png")  # what other stages write of it
@@ -71,7 +71,10 @@ def command(folder: Path, source: Path, dropped: tuple[str, ...], settings: tupl
         without(dag, name)
         values.pop(name, None)
     values["prepare_data"]["root"] = str(source.resolve() / values["prepare_data"]["root"])
-    with_settings(values, settings)
+    optional = {f"{name}.{key}" for name in values for key in optional_parameters(stage_config(name))}
+    with_settings(values, settings, optional)
+    if not any(setting.startswith("prepare_data.root=") for setting in settings) and "prepare_data.dataset=folder" in settings:
+        raise InputError("--set prepare_data.dataset=folder: which one? Add --set prepare_data.root=FOLDER, which has one sub-folder of PNG images per class")
     root = Path(str(values["prepare_data"]["root"]))
     if not root.is_absolute() or ROOT in root.parents:  # a path from here, or one inside the project
         values["prepare_data"]["root"] = os.path.relpath(root.resolve(), folder)

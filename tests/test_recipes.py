@@ -163,6 +163,14 @@ def flat(values: dict, prefix: str = "") -> dict[str, object]:
     return {key: value for part in items for key, value in part.items()}
 
 
+def test_a_recipe_takes_parameters_that_the_pipeline_leaves_out(copy):
+    done = run_in(copy, *command("new_recipe", "train_diffusion.optimisation.compile=true", "train_vae.optimisation.muon_lr=0.01"), "recipes/compiled")
+    assert done.returncode == 0, done.stderr
+    found = read_yaml(copy / "recipes/compiled/params.yaml")
+    assert found["train_diffusion"]["optimisation"]["compile"] is True
+    assert found["train_vae"]["optimisation"]["muon_lr"] == 0.01
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -175,6 +183,7 @@ def flat(values: dict, prefix: str = "") -> dict[str, object]:
         (["recipes/x", "--set", "train_second_classifier.classifier=conv"], "'conv' is the first one's too"),
         (["recipes/x", "--without", "nosuch"], "--without nosuch: unknown stage; known are prepare_data"),
         (["recipes/x", "--set", "sample.stepz=3"], "unknown parameter 'sample.stepz'"),
+        (["recipes/x", "--set", "prepare_data.dataset=folder"], "--set prepare_data.dataset=folder: which one? Add --set prepare_data.root=FOLDER"),
         (["recipes/x", "--set", "sample.steps=0"], "sample.steps: 0 will not do"),
         (["recipes/x", "--from", "docs"], "docs/params.yaml is missing"),
     ],
