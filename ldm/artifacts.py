@@ -159,7 +159,7 @@ def merge_lineage(artifacts: Sequence[Artifact]) -> dict[str, str]:
             if merged.setdefault(kind, sha) != sha:
                 raise InputError(
                     f"{origin[kind]} and {artifact.path} do not belong together: one goes with {kind} {merged[kind][:12]}, "
-                    f"the other with {kind} {sha[:12]}; run 'dvc repro' to make them agree"
+                    f"the other with {kind} {sha[:12]}; run 'dvc repro' to make them agree, or give the other one by --in too"
                 )
             origin.setdefault(kind, artifact.path)
     return merged

@@ -32,7 +32,7 @@ def rank() -> int:
 def check_divides(batch_size: int, processes: int) -> None:
     """Raises: InputError unless the processes can have equal shares of a batch."""
     if batch_size % processes:
-        raise InputError(f"batch_size {batch_size} does not divide by {processes} processes; choose a multiple of {processes}")
+        raise InputError(f"batch_size {batch_size} is not divisible by {processes} processes; choose a multiple of {processes}")
 
 
 def share(batch_size: int) -> slice:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 C = TypeVar("C", bound=Section)
 PARAMS = Path("params.yaml")
 DAG = Path("dvc.yaml")
+REMEDIES = {errno.EISDIR: "name a file in it", errno.ENOTDIR: "a folder is wanted there", errno.EACCES: "make it accessible to you"}
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def run_command(command: click.Command, name: str) -> None:
     except OSError as error:
         if error.errno is None:
             raise
-        _fail(name, f"{error.strerror}: {error.filename or 'writing'}; free space, or choose another --out")
+        _fail(name, f"{error.strerror}: {error.filename or 'writing'}; {REMEDIES.get(error.errno, 'free space, or choose another --out')}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -181,7 +183,7 @@ def with_settings(section: dict[str, Any], settings: Sequence[str], optional: Co
                 place = place[part]
         try:
             place[parts[-1]] = YAML(typ="safe", pure=True).load(text)
-        except YAMLError:
+        except (YAMLError, ValueError):  # a date that does not exist is a ValueError
             raise InputError(f"--set {key}: {text!r} is not a YAML value") from None
     return section
 

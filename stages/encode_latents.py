@@ -21,7 +21,7 @@ class Config(Section):
 
     batch_size: int = Field(ge=1, description="images encoded at once")
     draws: Literal["fresh", "once"] = Field(description="fresh: the posteriors, from which training draws each step; once: one draw, for good")
-    seed: int = Field(ge=0, description="seed of that one draw")
+    seed: int = Field(ge=0, lt=2**63, description="seed of that one draw")
 
 
 def run(job: Job[Config]) -> None:

@@ -37,7 +37,7 @@ ROWS = ["random", "vae_prior", "vae_reconstruction", "diffusion", "held_out"]
 class Config(Section):
     """The number of images, which is the same in every row, and the settings of the measures."""
 
-    seed: int = Field(ge=0, description="seed of the subsets, the resamples and the rows random, vae_prior and vae_reconstruction")
+    seed: int = Field(ge=0, lt=2**63, description="seed of the subsets, the resamples and the rows random, vae_prior and vae_reconstruction")
     n: int = Field(ge=1, description="images a row; a test split with fewer gives all it has")
     resamples: int = Field(ge=2, description="bootstrap resamples for the spread of the distance")
     points: int = Field(ge=2, description="sizes from which the distance is extrapolated to infinitely many images")

@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 
 CHANNELS = {"L": 1, "RGB": 3}  # Pillow's mode → channels
 ENDINGS = {".png"}
+SIDES = 4  # what the autoencoder reduces a side by
 
 
 def read(root: Path) -> tuple[Tensor, Tensor]:
     """Images (N, C, H, W) and labels (N,), both uint8; the classes are the sub-folders, in the order of their names.
 
     Raises: InputError for no folder or image, more than 256 classes, a file that is no readable PNG of
-    grey or colour, and images of different sizes or modes.
+    grey or colour, images of different sizes or modes, and sides that do not divide.
     """
     import numpy as np
     import torch
@@ -31,13 +32,15 @@ def read(root: Path) -> tuple[Tensor, Tensor]:
     files = [(path, label) for label, folder in enumerate(classes) for path in sorted(folder.iterdir()) if path.suffix.lower() in ENDINGS]
     for label, folder in enumerate(classes):
         if not any(of == label for _, of in files):
-            raise InputError(f"{folder} holds no PNG image; put some there, or remove it")
+            raise InputError(f"{folder} holds no PNG image; each sub-folder of {root} is a class, and must have some")
     if not 2 <= len(classes) <= 256:
-        raise InputError(f"{root} holds {len(classes)} sub-folders; one per class is wanted, 2 to 256 of them")
+        raise InputError(f"{root} has sub-folders: {len(classes)}; one per class is wanted, 2 to 256 of them")
     others = sum(path.is_file() for folder in classes for path in folder.iterdir()) - len(files)
     if others:
         warn("prepare_data", f"{others} files in {root} do not end in .png, and are left out")
     first = _pixels(files[0][0])
+    if any(side % SIDES for side in first.shape[1:]):
+        raise InputError(f"{files[0][0]} is {_described(first)}, but both sides must be divisible by {SIDES}: resize or crop the images")
     images = np.empty((len(files), *first.shape), np.uint8)
     for i, (path, _) in enumerate(files):
         pixels = _pixels(path)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Config(Section):
     """What counts as near, and how much is shown."""
 
-    seed: int = Field(ge=0, description="seed of the subsets")
+    seed: int = Field(ge=0, lt=2**63, description="seed of the subsets")
     n: int = Field(ge=1, description="generated images, and held-out ones; where there are fewer, all")
     percentile: float = Field(gt=0, lt=100, description="a generated image is near when it is nearer than this percentile of held-out images")
     pairs: int = Field(ge=1, description="closest pairs to show")

@@ -26,6 +26,8 @@ def command(params: Path, section: str, name: str | None) -> None:
 
     values = read_section(params, section)
     values = values.get(SECTION, values)  # the section of a toy holds that of the training
+    if not isinstance(values.get("schedules"), dict) or "schedule" not in values:
+        raise InputError(f"{params}: the section {section!r} has no schedule; choose that of a training, such as {SECTION}")
     name = name or values["schedule"]
     if name not in values["schedules"]:
         raise InputError(f"{params}: schedules.{name}: no options are given; known here are {', '.join(values['schedules'])}")

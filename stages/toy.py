@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class Points(ChoiceSection):
     """The distribution."""
 
-    seed: int = Field(ge=0, description="seed of the points")
+    seed: int = Field(ge=0, lt=2**63, description="seed of the points")
     n: int = Field(ge=100, description="points of the training set; as many again are the truth that samples are judged by")
     toy: str = choice("toys", "the distribution")
     toys: OptionTable

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Config(ChoiceSection):
     """The network, the augmentation and the training."""
 
-    seed: int = Field(ge=0, description="seed of the weights, the order and the augmentation")
+    seed: int = Field(ge=0, lt=2**63, description="seed of the weights, the order and the augmentation")
     classifier: str = choice("classifiers", "the network")
     classifiers: OptionTable
     shift: float = Field(ge=0, description="augmentation: largest shift, in pixels")

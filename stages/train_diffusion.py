@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Config(ChoiceSection):
     """Network, schedule, target, weighting and times are independent choices."""
 
-    seed: int = Field(ge=0, description="seed of the weights, the order and all noise")
+    seed: int = Field(ge=0, lt=2**63, description="seed of the weights, the order and all noise")
     network: str = choice("networks", "the network that predicts the target")
     networks: OptionTable
     schedule: str = choice("schedules", "the noise schedule")
@@ -147,7 +147,7 @@ def run(job: Job[Config]) -> None:
 def classes(job: Job[Config], latents: Artifact) -> tuple[dict[str, Tensor], list[int]]:
     """The class of each training and validation image, and how many training images each class has.
 
-    Raises: InputError where there are no images, or others than those of the latents.
+    Raises: InputError where there are no images, others than those of the latents, or none for the training of a class.
     """
     from ldm.artifacts import merge_lineage
 
@@ -159,7 +159,11 @@ def classes(job: Job[Config], latents: Artifact) -> tuple[dict[str, Tensor], lis
     if any(len(labels[split]) != len(latents[f"{split}_mean"]) for split in labels):
         raise InputError(f"{images.path} and {latents.path} do not belong together: they are of different numbers of images")
     known = 1 + max(int(of.max()) for of in labels.values())
-    return labels, labels["train"].bincount(minlength=known).tolist()
+    sizes = labels["train"].bincount(minlength=known)
+    unseen = labels["validation"][sizes[labels["validation"]] == 0]
+    if len(unseen):
+        raise InputError(f"class {unseen[0]} has validation images, but none for training; give it more images, or set class_labels to false")
+    return labels, sizes.tolist()
 
 
 main = stage("train_diffusion", Config, run, __doc__, parallel=True)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Config(ChoiceSection):
     """The network, the loss and the training."""
 
-    seed: int = Field(ge=0, description="seed of the weights, the order and the posterior draws")
+    seed: int = Field(ge=0, lt=2**63, description="seed of the weights, the order and the posterior draws")
     autoencoder: str = choice("autoencoders", "the network")
     autoencoders: OptionTable
     kl_weight: float = Field(ge=0, description="weight of the KL term; 1 is the evidence lower bound")

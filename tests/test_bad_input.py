@@ -12,6 +12,7 @@ from conftest import ROOT, change
 from PIL import Image
 
 from ldm import artifacts
+from ldm.classifier import FEATURES
 from stages import (
     decode,
     encode_latents,
@@ -78,6 +79,8 @@ def snapshot(folder: Path) -> dict[str, bytes]:
         ("optimisation.stepz=1", "unknown parameter 'optimisation.stepz'"),
         ("seed.x=1", "unknown parameter 'seed.x'"),
         ("seed", "not of the form KEY=VALUE"),
+        ("seed=2024-13-01", "'2024-13-01' is not a YAML value"),
+        ("seed=9223372036854775808", "seed: 9223372036854775808 will not do"),
         ("seed=-1", "train_vae.seed: -1 will not do; it should be greater than or equal to 0"),
         ("seed=1.5", "1.5 will not do; it should be a valid integer"),
         ("seed=true", "True will not do"),
@@ -234,7 +237,8 @@ def two_classes(folder: Path) -> Path:
         (lambda root: picture(root / "b/9.png", mode="RGBA"), "images/b/9.png has the mode RGBA; grey (L) or colour (RGB)"),
         (lambda root: (root / "b/9.png").write_bytes((root / "b/0.png").read_bytes()[:40]), "images/b/9.png is not a readable PNG image"),
         (lambda root: (root / "c").mkdir(), "images/c holds no PNG image"),
-        (lambda root: shutil.rmtree(root / "b"), "images holds 1 sub-folders; one per class is wanted"),
+        (lambda root: shutil.rmtree(root / "b"), "images has sub-folders: 1; one per class is wanted"),
+        (lambda root: [picture(path, (10, 12)) for path in root.rglob("*.png")], "images/a/0.png is 12 × 10 in grey, but both sides must be divisible by 4"),
         (lambda root: shutil.rmtree(root), "images is not a folder"),
         (lambda root: [(root / f"{c}/{i}.png").unlink() for c in "ab" for i in range(2, 6)], "4 images cannot be split"),
     ],
@@ -244,12 +248,14 @@ def test_a_bad_folder_of_images(refused, folder, spoil, words):
     assert words in refused("prepare_data", "--set", "dataset=folder", "--set", "root=images", "--out", "out")
 
 
-def test_a_folder_of_images(folder, monkeypatch):
+def test_a_folder_of_images(folder, monkeypatch, capsys):
     root = two_classes(folder)
     for i in range(6):
         Image.new("L", (8, 12), 40 * i).save(root / "b" / f"{i}.png")
     monkeypatch.setattr("sys.argv", ["prepare_data", "--set", "dataset=folder", "--set", "root=images", "--out", "out"])
     prepare_data.main()
+    assert "warning: 2 test images are too few for the Fréchet distance, which evaluate takes in 128 features" in capsys.readouterr().err
+    assert prepare_data.SCORED == FEATURES + 1
     images = artifacts.load(folder / "out/images.safetensors", "images")
     assert images.config == {"classes": 2, "data": "images", "limit": 0, "seed": 0}
     assert [len(images[f"{s}_labels"]) for s in ("train", "validation", "test")] == [9, 1, 2]
@@ -283,6 +289,8 @@ def test_fashion_mnist_that_is_not_there(refused, folder, monkeypatch):
             {"train_diffusion.schedule": "linear", "sample.spacing": "uniform", "sample.steps": 1001},
             "more than the chain's 1000",
         ),
+        ({"sample.guidance.sigma_min": 5.0}, "sigma_min 5 must be below sigma_max 4"),
+        ({"sample.label": 7}, "sample.label: 7 is one class, but the table compares with all"),
         ({"sample.n": 100}, "fewer than evaluate.n"),
         ({"evaluate.n": 0}, "evaluate.n: 0 will not do"),
     ],
@@ -317,12 +325,18 @@ UNSCALED = {"zero_terminal_snr": False, "beta_start": 0.0001, "beta_end": 0.02, 
 def test_a_schedule_without_options(refused):
     main = lambda: show_schedule.run_command(show_schedule.command, "show_schedule")  # noqa: E731
     assert "schedules.nosuch: no options are given; known here are flow" in refused("show_schedule", "--schedule", "nosuch", main=main)
+    assert "the section 'sample' has no schedule; choose that of a training" in refused("show_schedule", "--section", "sample", main=main)
 
 
 @pytest.mark.parametrize(("seeds", "words"), [("1", "at least two different"), ("1,1", "at least two different"), ("a,b", "whole numbers with commas")])
 def test_bad_seeds(refused, seeds, words):
     main = lambda: repeat.run_command(repeat.command, "repeat")  # noqa: E731
     assert words in refused("repeat", "--seeds", seeds, "--out", "out", main=main)
+
+
+def test_a_folder_in_place_of_a_file(refused, folder):
+    (folder / "given").mkdir()
+    assert "Is a directory: given; name a file in it" in refused("sample", "--in", "denoiser=given", "--out", "out")
 
 
 def test_another_section_needs_a_folder(refused):

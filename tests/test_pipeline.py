@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -250,6 +251,11 @@ def test_python_interface_takes_other_samplers(project):
     alone = model.sample(1, seed=1, first=2, sampler={"ddim": {"eta": 0.5}}, steps=4)
     assert (alone[0].int() - images[2].int()).abs().max() <= 2
     assert not torch.equal(model.sample(3, seed=1), images)
+    assert torch.equal(model.sample(2, seed=1, label=np.int64(3)), model.sample(2, seed=1, label=3))
+    few = replace(model, sampling={**model.sampling, "batch_size": 2}).sample(5, seed=1)
+    assert (few.int() - model.sample(5, seed=1).int()).abs().max() <= 2
+    with pytest.raises(errors.InputError, match="0 images cannot be drawn"):
+        model.sample(0)
     with pytest.raises(errors.InputError, match="known are ddim"):
         model.sample(1, sampler="nosuch")
     with pytest.raises(errors.InputError, match=r"spacings\.karras\.sigma_min: the parameter is missing"):
@@ -319,6 +325,35 @@ def test_repeating_the_sampling_over_seeds(project, tmp_path):
     assert found["fid"]["mean"] == pytest.approx((rows[0]["fid"] + rows[1]["fid"]) / 2)
     assert found["fid"]["std"] == pytest.approx(abs(rows[0]["fid"] - rows[1]["fid"]) / np.sqrt(2))
     assert f"{found['fid']['mean']:.4g} ±" in done.stdout
+
+
+def test_a_seed_is_repeated_where_anything_has_changed(copy, tmp_path):
+    """An old row is not taken for that of other parameters; one that was not finished is run again."""
+    command = [sys.executable, "-m", "stages.repeat", "--from", "sample", "--seeds", "1,2", "--out", str(tmp_path)]
+    first = run_in(copy, *command)
+    assert first.returncode == 0, first.stderr
+    rows = [tmp_path / f"sample-{seed}" / "diffusion.json" for seed in (1, 2)]
+    made = [row.stat().st_mtime_ns for row in rows]
+    (tmp_path / "sample-2/key.txt").unlink()
+    again = run_in(copy, *command)
+    assert again.stdout == first.stdout
+    assert [row.stat().st_mtime_ns == before for row, before in zip(rows, made, strict=True)] == [True, False]
+    change(copy / "params.yaml", {"sample.steps": 3})
+    other = run_in(copy, *command)
+    assert other.returncode == 0, other.stderr
+    assert other.stdout != first.stdout
+
+
+def test_images_of_one_class_are_not_scored(project, tmp_path):
+    def stage(name: str, *arguments: str):
+        return run_in(project, sys.executable, "-m", f"stages.{name}", *arguments, "--out", str(tmp_path))
+
+    assert stage("sample", "--set", "label=7", "--set", "n=300").returncode == 0
+    assert stage("decode", "--in", f"samples={tmp_path / 'samples.safetensors'}").returncode == 0
+    done = stage("evaluate", "--in", f"generated={tmp_path / 'generated.safetensors'}")
+    assert done.returncode == 2
+    assert done.stderr == "evaluate: the generated images are all of class 7, but they are compared with all classes; set sample.label to null\n"
+    assert not (tmp_path / "diffusion.json").exists()
 
 
 def test_the_second_classifier_is_another_one(project, tmp_path):

@@ -26,9 +26,9 @@ class Options(Section):
 
 
 def build(options: Options, shape: tuple[int, ...]) -> Autoencoder:
-    """The autoencoder of images (C, H, W). Raises: InputError unless H and W divide by 4."""
+    """The autoencoder of images (C, H, W). Raises: InputError unless H and W are multiples of 4."""
     if shape[1] % 4 or shape[2] % 4:
-        raise InputError(f"autoencoders.conv: images of {shape[1]} × {shape[2]} pixels cannot be encoded; both sides must divide by 4")
+        raise InputError(f"autoencoders.conv: images of {shape[1]} × {shape[2]} pixels cannot be encoded; both sides must be multiples of 4")
 
     from ldm.autoencoders.conv_model import ConvAutoencoder
 
