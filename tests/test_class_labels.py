@@ -3,6 +3,9 @@
 import json
 import re
 import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +20,7 @@ from ldm.latents import Standardiser, draw
 from ldm.loss import diffusion_loss
 from ldm.sampling import Streams
 from stages.cli import read_yaml
-from stages.train_diffusion import Config
+from stages.train_diffusion import Config, classes
 
 UNET = {"patch": 1, "width": 16, "multipliers": [1], "block": "resnet", "blocks": 1, "attention": "none", "resampling": "learned"}
 UNET |= {"embedding": 32, "groups": 8, "heads": 2, "dropout": 0.0}
@@ -214,6 +217,24 @@ def test_validation_is_with_the_right_classes(project):
     curve = json.loads((folder / "train_diffusion/history.json").read_text())
     assert loss(labels) == pytest.approx(curve[-1]["validation_loss"], rel=1e-5)
     assert loss((labels + 5) % 10) > loss(labels)
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "words"),
+    [
+        ([0, 1, 3], [0, 2], "class 2 has validation images, but none for training"),
+        ([0, 1], [0, 1], "do not belong together: they are of different numbers of images"),
+    ],
+)
+def test_labels_that_do_not_fit_the_latents(train, validation, words):
+    labels = {f"{split}_labels": torch.tensor(of, dtype=torch.uint8) for split, of in (("train", train), ("validation", validation))}
+    images = artifacts.Artifact(Path("images.safetensors"), "images", labels, {}, {}, "a")
+    latents = artifacts.Artifact(
+        Path("latents.safetensors"), "latents", {"train_mean": torch.zeros(3, 1), "validation_mean": torch.zeros(2, 1)}, {}, {"images": "a"}, "b"
+    )
+    job: Any = SimpleNamespace(inputs={"images": images.path}, load=lambda kind: images, device="cpu")
+    with pytest.raises(InputError, match=words):
+        classes(job, latents)
 
 
 @pytest.mark.slow
