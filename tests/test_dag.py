@@ -148,7 +148,7 @@ def test_a_recipes_results_are_those_of_its_code_and_parameters(folder, name):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "stage", "artifacts"), [("sweep", "sweep@dpmpp_2m-18", 7), ("blog_ldm", "sample@row10", 2), ("blog_ldm", "evaluate@row8", 5)]
+    ("recipe", "stage", "artifacts"), [("sweep", "sweep@dpmpp_2m-18", 7), ("blog_ldm", "sample@row13", 2), ("blog_ldm", "evaluate@row8", 5)]
 )
 def test_a_recipe_that_reads_the_pipelines_artifacts_has_the_committed_ones(recipe, stage, artifacts):
     made = {out["path"]: out["md5"] for entry in read_yaml(ROOT / "dvc.lock")["stages"].values() for out in entry["outs"]}
@@ -156,6 +156,29 @@ def test_a_recipe_that_reads_the_pipelines_artifacts_has_the_committed_ones(reci
     read = {dep["path"].removeprefix("../../"): dep["md5"] for dep in deps if dep["path"].startswith("../../artifacts/")}
     assert len(read) == artifacts
     assert read.items() <= made.items()
+
+
+def test_the_ablation_changes_one_thing_at_a_time():
+    """From each training to the next; a choice is a word and its options."""
+    changes = {
+        "tutorial": set(),
+        "fresh": set(),  # reads other latents
+        "unet": {"network", "networks"},
+        "averaged": {"ema_decay"},
+        "decay": {"lr_final", "warmup"},
+        "muon": {"lr", "muon_lr", "betas", "clip_norm"},
+        "straight": {"schedule", "schedules", "target", "targets", "precision"},
+        "logit_normal": {"time", "times"},
+        "labels": {"class_labels"},
+        "default_1": {"seed", "steps"},
+        "default_2": {"seed"},
+    }
+    recipe = ROOT / "recipes/blog_ldm"
+    assert [run["name"] for part in read_yaml(recipe / "dvc.yaml")["vars"] if isinstance(part, dict) for run in part.get("trainings", [])] == list(changes)
+    sections = [read_yaml(recipe / "params.yaml")[name] for name in changes]
+    flat = [{key: value for key, value in section.items() if key != "optimisation"} | section["optimisation"] for section in sections]
+    for name, before, after in zip(changes, flat[:1] + flat, flat, strict=False):
+        assert {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)} == changes[name], name
 
 
 def test_the_sweep_and_the_ablation_end_at_the_defaults():
