@@ -150,7 +150,7 @@ def test_the_death_of_one_process_ends_the_run(copy, tmp_path):
 @pytest.mark.parametrize(
     ("stage", "arguments", "message"),
     [
-        ("train_vae", ["--processes", "3"], "batch_size 128 does not divide by 3 processes; choose a multiple of 3"),
+        ("train_vae", ["--processes", "3"], "batch_size 128 is not divisible by 3 processes; choose a multiple of 3"),
         ("train_vae", ["--processes", "0"], "0 is not in the range x>=1"),
     ],
 )
