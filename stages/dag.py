@@ -25,7 +25,6 @@ import click
 from ruamel.yaml import YAML
 
 from ldm import choices
-from ldm.artifacts import write_atomic
 from ldm.config import Section, choice_fields
 from ldm.errors import InputError
 from stages.cli import DAG, PARAMS, read_yaml, run_command
@@ -178,6 +177,8 @@ def rewritten(file: Path, text: str) -> str:
 @click.command(help=__doc__)
 @click.option("--check", is_flag=True, help="Change nothing; fail when a list is wrong.")
 def command(check: bool) -> None:
+    from ldm.artifacts import write_atomic  # brings torch
+
     for file in [ROOT / DAG, *sorted(ROOT.glob("recipes/*/dvc.yaml"))]:
         shown, text = file.relative_to(ROOT), file.read_text("utf-8")
         wanted = rewritten(file, text)

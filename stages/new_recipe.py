@@ -14,7 +14,6 @@ from typing import Any
 
 import click
 
-from ldm.artifacts import write_atomic
 from ldm.errors import InputError
 from stages import params
 from stages.cli import DAG, PARAMS, optional_parameters, read_yaml, run_command, with_settings
@@ -57,6 +56,8 @@ def path_of(entry: Any) -> str:
 @click.option("--without", "dropped", multiple=True, metavar="STAGE", help="Leave a stage out (repeatable).")
 @click.option("--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a parameter (repeatable).")
 def command(folder: Path, source: Path, dropped: tuple[str, ...], settings: tuple[str, ...]) -> None:
+    from ldm.artifacts import write_atomic  # brings torch
+
     if folder.exists():
         raise InputError(f"{folder} exists already; choose another folder, or remove it")
     if folder.resolve().parent != ROOT / "recipes":

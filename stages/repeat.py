@@ -18,7 +18,6 @@ from pathlib import Path
 
 import click
 
-from ldm.artifacts import write_atomic
 from ldm.errors import InputError
 from stages.cli import DAG, PARAMS, check_writable, read_yaml, run_command
 from stages.dag import ROOT
@@ -67,6 +66,8 @@ def summary(rows: dict[int, dict[str, float]]) -> dict[str, object]:
 @click.option("--seeds", default="0,1,2", show_default=True, help="Two or more, with commas.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the runs and of summary.json.")
 def command(first: str, seeds: str, out: Path) -> None:
+    from ldm.artifacts import write_atomic  # brings torch
+
     try:
         numbers = [int(s) for s in seeds.split(",")]
     except ValueError:

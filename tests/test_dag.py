@@ -158,6 +158,13 @@ def test_a_recipe_that_reads_the_pipelines_artifacts_has_the_committed_ones(reci
     assert read.items() <= made.items()
 
 
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "stages").glob("[a-z]*.py") if "__main__" in path.read_text("utf-8")))
+def test_a_command_starts_without_torch(name):
+    """`--help` must not wait for it."""
+    done = run_in(ROOT, sys.executable, "-c", f"import sys, stages.{name}; print('torch' in sys.modules)")
+    assert done.stdout == "False\n", done.stderr
+
+
 def test_the_ablation_changes_one_thing_at_a_time():
     """From each training to the next; a choice is a word and its options."""
     changes = {
