@@ -92,7 +92,7 @@ class Worker:
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Turns of every side.")
 @click.option("--seconds", type=click.FloatRange(min=0), default=2.0, show_default=True, help="Length of a measurement.")
 @click.option("--batch-size", type=click.IntRange(min=2), default=256, show_default=True, help="Samples a training step.")
-@click.option("--n", type=click.IntRange(min=1), default=500, show_default=True, help="Samples drawn at once.")
+@click.option("--n", type=click.IntRange(min=1), default=250, show_default=True, help="Samples drawn at once.")
 @click.option("--evaluations", type=click.IntRange(min=1), default=12, show_default=True, help="Function evaluations a sample.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("bench/results"), show_default=True, help="Folder of the results.")
 def command(device: str, rounds: int, seconds: float, batch_size: int, n: int, evaluations: int, out: Path) -> None:
@@ -121,7 +121,7 @@ def command(device: str, rounds: int, seconds: float, batch_size: int, n: int, e
     for worker in peaks.values():
         worker.stop()
     results = {"machine": machine(device), "matrix_peak_tflops": found, "batch_size": batch_size, "seconds": seconds, "evaluations": evaluations}
-    results |= {"costs": costs, "rows": rows}
+    results |= {"n": n, "costs": costs, "rows": rows}
     write_atomic(out / "results.json", json.dumps(results, indent=1).encode())
     training = [r for r in rows if r["what"] == "train"]
     bars = [{"side": f"{r['side']}, {r['precision']}, against {r['against']}", "images_per_second": r["images_per_second"]} for r in training]
