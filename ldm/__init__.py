@@ -1,16 +1,10 @@
-"""Latent diffusion from first principles: schedules, targets, samplers, networks, Fréchet distance.
+"""Latent diffusion from first principles: schedules, predictions, samplers, networks, Fréchet distance.
 
 >>> import ldm
 >>> model = ldm.load("artifacts")
 >>> images = model.sample(16, seed=0)
 """
 
-from importlib import import_module
-from typing import Any
+import lazy_loader
 
-
-def __getattr__(name: str) -> Any:
-    """`ldm.load` and `ldm.Pipeline`, imported when used: they bring torch along."""
-    if name in ("load", "Pipeline"):
-        return getattr(import_module("ldm.pipeline"), name)
-    raise AttributeError(f"module 'ldm' has no attribute {name!r}")
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

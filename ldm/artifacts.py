@@ -1,9 +1,8 @@
 """Artifacts: safetensors files with one metadata key, written atomically and checked when read.
 
-The metadata key `ldm` holds sorted JSON: schema version, kind, resolved configuration, the
-SHA-256 of every artifact this one was made from (`lineage`), and a digest over the whole file,
-which safetensors itself lacks. No date, host name or timing: the same tensors, configuration
-and lineage give the same bytes.
+The metadata key `ldm` holds sorted JSON: schema version, kind, resolved configuration, the SHA-256 of every artifact
+that this one was made from (`lineage`), and a digest over the whole file, which safetensors itself lacks. It holds no
+date, host name or timing: the same tensors, configuration and lineage give the same bytes.
 """
 
 from __future__ import annotations
@@ -17,13 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as parse_tensors
-from safetensors.torch import save as format_tensors
-from torch import Tensor, nn
 
 from ldm.errors import InputError
+from ldm.lazy import Module, Tensor, safetensors_torch
 
 T = TypeVar("T")
 SCHEMA = 1
@@ -33,32 +29,47 @@ _NO_DIGEST = "0" * 64
 class Spec(NamedTuple):
     """What a tensor of an artifact must look like: dtype, and sizes (None: any). An optional one may be missing."""
 
-    dtype: torch.dtype
+    dtype: str
     shape: tuple[int | None, ...]
     optional: bool = False
 
 
-_IMAGES = Spec(torch.uint8, (None, None, None, None))  # (N, C, H, W)
-_LABELS = Spec(torch.uint8, (None,))
-_LATENTS = Spec(torch.float32, (None, None, None, None))  # (N, C, h, w)
-_CHANNELS = Spec(torch.float64, (None,))
-_SPLITS = ("train", "validation", "test")
+_IMAGES = Spec("torch.uint8", (None, None, None, None))  # (N, C, H, W)
+_LABELS = Spec("torch.uint8", (None,))
+_LATENTS = Spec("torch.float32", (None, None, None, None))  # (N, C, h, w)
+_FEATURES = Spec("torch.float32", (None, None))  # (N, d)
+_CHANNELS = Spec("torch.float64", (None,))
+
+
+def _of_each_split(**specs: Spec) -> dict[str, Spec]:
+    return {f"{split}_{name}": spec for split in ("train", "validation", "test") for name, spec in specs.items()}
+
 
 # kind → (the stage that makes it, its tensors; none stated: the weights of a network)
 KINDS: dict[str, tuple[str, dict[str, Spec]]] = {
-    "images": ("prepare_data", {f"{s}_{what}": spec for s in _SPLITS for what, spec in (("images", _IMAGES), ("labels", _LABELS))}),
+    "images": ("prepare_data", _of_each_split(images=_IMAGES, labels=_LABELS)),
     "classifier": ("train_classifier", {}),
     "second_classifier": ("train_second_classifier", {}),
-    "features": ("extract_features", {f"{s}{space}": Spec(torch.float32, (None, None)) for s in _SPLITS for space in ("", "_second")}),
+    "features": (
+        "extract_features",
+        {name + space: _FEATURES for name in ("train", "validation", "test") for space in ("", "_second")},
+    ),
     "vae": ("train_vae", {}),
     "latents": (
         "encode_latents",
-        {f"{s}_{what}": _LATENTS for s in _SPLITS for what in ("mean", "log_variance")} | {"channel_mean": _CHANNELS, "channel_std": _CHANNELS},
+        _of_each_split(mean=_LATENTS, log_variance=_LATENTS) | {"channel_mean": _CHANNELS, "channel_std": _CHANNELS},
     ),
     "denoiser": ("train_diffusion", {}),
     "guide": ("train_diffusion", {}),
     "state": ("", {}),  # of a run that goes on
-    "samples": ("sample", {"samples": _LATENTS, "labels": _LABELS._replace(optional=True), "trajectory": Spec(torch.float32, (None, None, None, None, None))}),
+    "samples": (
+        "sample",
+        {
+            "samples": _LATENTS,
+            "labels": _LABELS._replace(optional=True),
+            "trajectory": Spec("torch.float32", (None, None, None, None, None)),
+        },
+    ),
     "generated": ("decode", {"images": _IMAGES}),
 }
 
@@ -82,19 +93,25 @@ class Artifact:
         try:
             return make(self.config)
         except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:
-            raise InputError(f"{self.path}: its configuration describes no {self.kind} ({type(error).__name__}: {error}); {_remedy(self.kind)}") from None
+            raise InputError(
+                f"{self.path}: its configuration describes no {self.kind} ({type(error).__name__}: {error}); "
+                f"{_remedy(self.kind)}"
+            ) from None
 
-    def load_into(self, module: nn.Module) -> None:
+    def load_into(self, module: Module) -> None:
         """Copy the weights into a network. Raises: InputError unless names, shapes and dtypes agree."""
         own = module.state_dict()
         for name in sorted(own.keys() ^ self.tensors.keys()):
-            raise InputError(f"{self.path}: tensor {name!r} is {'missing' if name in own else 'not part of the network'}; {_remedy(self.kind)}")
+            problem = "missing" if name in own else "not part of the network"
+            raise InputError(f"{self.path}: tensor {name!r} is {problem}; {_remedy(self.kind)}")
         for name, tensor in own.items():
-            _check(self.path, self.kind, name, self.tensors[name], Spec(tensor.dtype, tuple(tensor.shape)))
+            _check(self.path, self.kind, name, self.tensors[name], Spec(str(tensor.dtype), tuple(tensor.shape)))
         module.load_state_dict(self.tensors)
 
 
-def save(path: Path, kind: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any], parents: Sequence[Artifact] = ()) -> None:
+def save(
+    path: Path, kind: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any], parents: Sequence[Artifact] = ()
+) -> None:
     """Write an artifact: all of it or nothing, the same bytes for the same content.
 
     Raises: InputError when the parents do not belong together; OSError when it cannot be written.
@@ -102,16 +119,18 @@ def save(path: Path, kind: str, tensors: Mapping[str, Tensor], config: Mapping[s
     lineage = merge_lineage(parents)
     meta = {"schema": SCHEMA, "kind": kind, "config": dict(config), "lineage": lineage, "digest": _NO_DIGEST}
     text = json.dumps(meta, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    raw = format_tensors({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {"ldm": text})
+    raw = safetensors_torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {"ldm": text})
     field = _digest_field(_NO_DIGEST)
     if raw.count(field) != 1:
         raise ValueError("the digest's place in the header is not unique")
     write_atomic(path, raw.replace(field, _digest_field(hashlib.sha256(raw).hexdigest())))
 
 
-def write_weights(path: Path, module: nn.Module) -> None:
+def write_weights(path: Path, module: Module) -> None:
     """Write bare weights, atomically: a state to look at, not an artifact that a stage would take."""
-    write_atomic(path, format_tensors({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}))
+    write_atomic(
+        path, safetensors_torch.save({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()})
+    )
 
 
 def load(path: Path, kind: str) -> Artifact:
@@ -126,17 +145,24 @@ def load(path: Path, kind: str) -> Artifact:
     try:
         size = int.from_bytes(raw[:8], "little")
         meta = json.loads(json.loads(raw[8 : 8 + size])["__metadata__"]["ldm"])
-        tensors = parse_tensors(raw)
+        tensors = safetensors_torch.load(raw)
         digest = meta["digest"]
         unsigned = raw.replace(_digest_field(digest), _digest_field(_NO_DIGEST), 1)
-        intact = hashlib.sha256(unsigned).hexdigest() == digest and isinstance(meta["config"], dict) and isinstance(meta["lineage"], dict)
-        found = (meta["schema"], meta["kind"])
+        intact = (
+            hashlib.sha256(unsigned).hexdigest() == digest
+            and isinstance(meta["config"], dict)
+            and isinstance(meta["lineage"], dict)
+        )
+        labelled = (meta["schema"], meta["kind"])
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError):
         intact = False
     if not intact:
         raise InputError(f"{path} is truncated, corrupt or not an artifact of this project; {_remedy(kind)}")
-    if found != (SCHEMA, kind):
-        raise InputError(f"{path} holds {found[1]!r} in schema {found[0]}, but {kind!r} in schema {SCHEMA} is wanted; {_remedy(kind)}")
+    if labelled != (SCHEMA, kind):
+        raise InputError(
+            f"{path} holds {labelled[1]!r} in schema {labelled[0]}, but {kind!r} in schema {SCHEMA} is expected; "
+            f"{_remedy(kind)}"
+        )
     specs = KINDS[kind][1]
     optional = {name for name, spec in specs.items() if spec.optional and name not in tensors}
     for name in sorted((specs.keys() - optional) ^ tensors.keys()) if specs else ():
@@ -196,11 +222,13 @@ def _digest_field(digest: str) -> bytes:
 
 
 def _check(path: Path, kind: str, name: str, tensor: Tensor, spec: Spec) -> None:
-    shape = tuple(tensor.shape)
+    dtype, shape = str(tensor.dtype), tuple(tensor.shape)
     fits = len(shape) == len(spec.shape) and all(w in (None, s) for s, w in zip(shape, spec.shape, strict=True))
-    if tensor.dtype != spec.dtype or not fits:
-        wanted = tuple("any" if w is None else w for w in spec.shape)
-        raise InputError(f"{path}: tensor {name!r} is {tensor.dtype} {shape}, but {spec.dtype} {wanted} is wanted; {_remedy(kind)}")
+    if dtype != spec.dtype or not fits:
+        expected = tuple("any" if size is None else size for size in spec.shape)
+        raise InputError(
+            f"{path}: tensor {name!r} is {dtype} {shape}, but {spec.dtype} {expected} is expected; {_remedy(kind)}"
+        )
 
 
 def _remedy(kind: str) -> str:

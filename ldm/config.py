@@ -1,81 +1,146 @@
-"""Frozen configuration classes: types, ranges and meaning; the values live in params.yaml."""
+"""Configuration: sections of params.yaml as frozen classes, and the registries of choices.
 
-from __future__ import annotations
+A choice is a function whose keyword-only arguments are its options: annotated with type and range, with the value of
+its paper as default, and with a line `name: meaning` in the docstring, as the fields of a section have. params.yaml
+holds what an experiment chose; `--help` shows the rest.
+"""
 
-from typing import Any
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from inspect import Parameter, cleandoc, signature
+from typing import Annotated, Any, Generic, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
-from ldm import choices
 from ldm.errors import InputError
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]  # 0 and 1 included
+Rate = Annotated[float, Field(ge=0, lt=1)]  # 1 excluded
+Fraction = Annotated[float, Field(gt=0, lt=1)]  # 0 and 1 excluded
+Options = Annotated[dict[str, dict[str, Any]], Field(default_factory=dict)]  # name of a choice → its options
 
 
 class Section(BaseModel):
-    """A mapping of params.yaml: every key without a default required, none unknown, no type coerced, no NaN."""
+    """A mapping of params.yaml: no unknown key, no type coerced, no NaN; every key without a default is required."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     @classmethod
-    def parse(cls, values: Any, where: str):
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """Take the meaning of each field from the class's docstring, where it may go on in indented lines."""
+        meanings = dict(re.findall(r"^(\w+): (.+(?:\n +\S.*)*)", cleandoc(cls.__doc__ or ""), re.MULTILINE))
+        for name, field in cls.model_fields.items():
+            field.description = field.description or " ".join(meanings.get(name, "").split()) or None
+
+    @classmethod
+    def parse(cls, values: Any, where: str) -> Self:
         """Validate a plain mapping.
 
-        Raises: InputError, one line that names the first offending key (as `where.key`),
-        its value, and what would be right.
+        Raises: InputError, one line that names the first offending key (as `where.key`), its value, and what would
+        be right.
         """
         try:
             return cls.model_validate(values)
         except ValidationError as error:
             raise InputError(_first_problem(cls, error, where)) from None
 
+    @model_validator(mode="after")
+    def _choices_are_valid(self) -> Self:
+        """Every choice that the section makes can be built, and every table of options is one of known names."""
+        for word, registry in choices_of(type(self)).items():
+            for name, options in getattr(self, registry.name).items():
+                registry.parse(name, options)
+            self.build(word)
+        return self
+
+    def build(self, word: str) -> Any:
+        """What the field `word` chose, with its options. Raises: InputError."""
+        registry = choices_of(type(self))[word]
+        name = getattr(self, word)
+        return registry.build(name, getattr(self, registry.name).get(name, {}))
+
     def resolved(self) -> dict[str, Any]:
-        """The configuration as plain data, without what has its default, nor the options of choices not made."""
-        plain = self.model_dump(mode="json", exclude_defaults=True)
-        for word, kind in choice_fields(type(self)).items():
-            plain[kind] = {plain[word]: plain[kind][plain[word]]}
+        """Plain data for an artifact: every value, defaults included, and the options of chosen names only."""
+        plain = self.model_dump(mode="json")
+        for word, registry in choices_of(type(self)).items():
+            name = plain[word]
+            options = registry.parse(name, plain[registry.name].get(name, {}))
+            plain[registry.name] = {name: options.model_dump(mode="json")}
         return plain
 
 
-def choice(kind: str, description: str) -> Any:
-    """A field that names one module of the package `ldm.<kind>`.
+class Registry(Generic[T]):
+    """The choices of one kind: name → function, whose keyword-only arguments are the options of that choice.
 
-    The section holds its options in a second field, named `kind`: a mapping from each
-    name to the options of that choice.
+    A function of options alone makes the thing; a function that has other arguments too is the thing, once its options
+    are bound.
     """
-    return Field(description=description, json_schema_extra={"kind": kind})
+
+    def __init__(self, name: str) -> None:
+        """name: the plural by which messages, params.yaml and artifacts call the table of options."""
+        self.name = name
+        self.functions: dict[str, Callable[..., Any]] = {}
+        self._options: dict[str, type[Section]] = {}
+
+    def register(self, function: F) -> F:
+        """Add a function under its own name; a decorator, which returns the function as it was."""
+        self.functions[function.__name__] = function
+        return function
+
+    def options(self, name: str) -> type[Section]:
+        """The class of a choice's options. Raises: InputError for an unknown name, with the known ones."""
+        if name not in self.functions:
+            known = ", ".join(sorted(self.functions))
+            raise InputError(f"unknown name {name!r} among the {self.name}: known are {known}")
+        if name not in self._options:
+            function = self.functions[name]
+            arguments = [a for a in signature(function).parameters.values() if a.kind is Parameter.KEYWORD_ONLY]
+            fields: dict[str, Any] = {a.name: (a.annotation, a.default) for a in arguments}
+            model = create_model(f"{self.name}.{name}", __base__=Section, __doc__=function.__doc__, **fields)
+            self._options[name] = model
+        return self._options[name]
+
+    def parse(self, name: str, options: Any) -> Section:
+        """The validated options of one choice. Raises: InputError for an unknown name or bad options."""
+        return self.options(name).parse(options, f"{self.name}.{name}")
+
+    def build(self, name: str, options: Mapping[str, Any] | None = None) -> T:
+        """One choice from plain options: `schedules.build("cosine", {"length": 500})`.
+
+        Raises: InputError for an unknown name or bad options.
+        """
+        section = self.parse(name, {} if options is None else options)
+        function = self.functions[name]
+        bound = partial(function, **{key: getattr(section, key) for key in type(section).model_fields})
+        options_alone = all(a.kind is Parameter.KEYWORD_ONLY for a in signature(function).parameters.values())
+        return bound() if options_alone else bound
+
+    def chosen(self, config: Mapping[str, Any], word: str) -> T:
+        """What the plain configuration of an artifact chose by `word`. Raises: InputError or LookupError."""
+        return self.build(config[word], config[self.name][config[word]])
 
 
-def choice_fields(section: type[Section]) -> dict[str, str]:
-    """Field name → kind, for the fields of a section declared with `choice`."""
-    extras = {name: field.json_schema_extra for name, field in section.model_fields.items()}
-    return {name: str(e["kind"]) for name, e in extras.items() if isinstance(e, dict) and "kind" in e}
+def choice(registry: Registry[Any]) -> Any:
+    """A field that names one choice of a registry.
+
+    The section holds options in a second field, named as the registry: a mapping from names to what differs from
+    their defaults.
+    """
+    return Field(json_schema_extra={"registry": registry})  # type: ignore[dict-item]
 
 
-OptionTable = dict[str, dict[str, Any]]
-
-
-class ChoiceSection(Section):
-    """A section with choices: each is known, and its options are valid."""
-
-    @model_validator(mode="after")
-    def _chosen_options_are_valid(self) -> ChoiceSection:
-        for word, kind in choice_fields(type(self)).items():
-            name, table = getattr(self, word), getattr(self, kind)
-            choices.module(kind, name)
-            if name not in table:
-                raise InputError(f"{kind}.{name}: the options of {word} {name!r} are missing; write '{name}: {{}}' for none")
-            parse_options(kind, name, table[name])
-        return self
-
-    def chosen(self, word: str) -> tuple[str, str, dict[str, Any]]:
-        """(kind, name, options) of the choice `word`, the arguments of `choices.build`."""
-        kind = choice_fields(type(self))[word]
-        name = getattr(self, word)
-        return kind, name, getattr(self, kind)[name]
-
-
-def parse_options(kind: str, name: str, values: Any) -> Section:
-    """The validated options of one choice. Raises: InputError."""
-    return choices.module(kind, name).Options.parse(values, f"{kind}.{name}")
+def choices_of(section: type[Section]) -> dict[str, Registry[Any]]:
+    """Field name → registry, for the fields of a section declared with `choice`."""
+    extras: dict[str, Any] = {name: field.json_schema_extra for name, field in section.model_fields.items()}
+    return {name: extra["registry"] for name, extra in extras.items() if isinstance(extra, dict)}
 
 
 def _first_problem(cls: type[Section], error: ValidationError, where: str) -> str:
@@ -88,11 +153,10 @@ def _first_problem(cls: type[Section], error: ValidationError, where: str) -> st
             section: Any = cls
             for key in problem["loc"][:-1]:
                 section = section.model_fields[key].annotation
-            known = ", ".join(section.model_fields)
-            return f"{place}: unknown parameter; known here are {known}{more}"
+            return f"{place}: unknown parameter; known here are {', '.join(section.model_fields)}{more}"
         case "missing":
             return f"{place}: the parameter is missing{more}"
         case "value_error":
             return f"{place}: {problem['ctx']['error']}{more}"
-    wanted = problem["msg"].replace("Input should be", "it should be")
-    return f"{place}: {problem['input']!r} will not do; {wanted}{more}"
+    expected = problem["msg"].replace("Input should be", "it should be")
+    return f"{place}: {problem['input']!r} will not do; {expected}{more}"

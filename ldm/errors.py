@@ -1,4 +1,4 @@
-"""The one exception that stands for a mistake of the user's."""
+"""The exceptions that end a command with one line instead of a traceback."""
 
 
 class InputError(ValueError):
@@ -9,7 +9,7 @@ class InputError(ValueError):
 
 
 class Interrupted(Exception):
-    """A signal asked to stop, and the state was kept; `code` is the exit code."""
+    """A signal asked the run to stop, and its state was kept; `code` is the exit code."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)

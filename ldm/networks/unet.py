@@ -1,54 +1,233 @@
-"""A U-Net conditioned on time, and on classes: residual blocks, scale-shift embedding, self-attention at the lowest resolution."""
+"""The layers of the U-Net (Ronneberger et al. 2015; Ho et al. 2020; Dhariwal & Nichol 2021, arXiv:2105.05233)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 
-from pydantic import Field, model_validator
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
 
-from ldm.config import Section
 from ldm.errors import InputError
 
-if TYPE_CHECKING:
-    from torch import nn
+
+class UNet(nn.Module):
+    """F = network(x_t, t, labels): x_t (B, C, h, w) of unit variance, t (B,) in (0, 1]; returns (B, C, h, w).
+
+    labels: (B,) whole numbers below `classes`, for a network of classes. The options are those of
+    `ldm.networks.options.unet`.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        classes: int = 0,
+        *,
+        patch: int,
+        width: int,
+        multipliers: Sequence[int],
+        block: str,
+        blocks: int,
+        attention: str,
+        resampling: str,
+        embedding: int,
+        groups: int,
+        heads: int,
+        dropout: float,
+    ) -> None:
+        """shape: (C, h, w); classes: 0 for a network without labels. Raises: InputError unless the patch divides h and w."""
+        super().__init__()
+        if any(side % patch for side in shape[1:]):
+            raise InputError(f"networks.unet.patch: {patch} does not divide the grid of {shape[1]} × {shape[2]}")
+        channels = [width * multiplier for multiplier in multipliers]
+        first, last = channels[0], channels[-1]
+        self.patch = patch
+        inner = shape[0] * patch**2
+        self.embed = Embedding(embedding, classes)
+        self.stem = nn.Conv2d(inner, first, 3, padding=1)
+        learned = resampling == "learned"
+        plain: Callable[[int, int], nn.Module] = (
+            partial(ResBlock, embedding=embedding, dropout=dropout, groups=groups)
+            if block == "resnet"
+            else partial(ConvNeXtBlock, embedding=embedding, dropout=dropout)
+        )
+
+        def attended(c_in: int, c_out: int) -> nn.Module:
+            return Chain([plain(c_in, c_out), LinearAttention(c_out, heads, groups)])
+
+        make_block = attended if attention == "linear" else plain
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        skips, size = [first], first
+        for resolution, count in enumerate(channels):
+            if resolution:
+                self.down.append(Downsample(size, learned))
+                skips.append(size)
+            for _ in range(blocks):
+                self.down.append(make_block(size, count))
+                size = count
+                skips.append(size)
+        self.middle = Chain([plain(last, last), Attention(last, heads, groups), plain(last, last)])
+        for resolution, count in reversed(list(enumerate(channels))):
+            for _ in range(blocks + 1):
+                self.up.append(make_block(size + skips.pop(), count))
+                size = count
+            if resolution:
+                self.up.append(Upsample(size, learned))
+        head = zero(nn.Conv2d(first, inner, 3, padding=1))
+        self.head = nn.Sequential(nn.GroupNorm(groups, first), nn.SiLU(), head)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        emb = self.embed(t, labels)  # (B, embedding)
+        x = self.stem(nnf.pixel_unshuffle(x, self.patch).contiguous(memory_format=torch.channels_last))
+        skips = [x]
+        for module in self.down:
+            x = module(x, emb)
+            skips.append(x)
+        x = self.middle(x, emb)
+        for module in self.up:
+            if isinstance(module, Upsample):
+                x = module(x, skips[-1].shape[-2:])
+            else:
+                x = module(torch.cat([x, skips.pop()], 1), emb)
+        return nnf.pixel_shuffle(self.head(x), self.patch)
 
 
-class Options(Section):
-    """Its size."""
+class Chain(nn.ModuleList):
+    """Modules of (x, embedding), one after the other."""
 
-    patch: int = Field(ge=1, description="side of the squares of the input that become channels at once; must divide height and width")
-    width: int = Field(ge=1, description="channels that the multipliers multiply")
-    multipliers: tuple[int, ...] = Field(strict=False, min_length=1, description="each level's channels over width, from the finest; levels halve the grid")
-    block: Literal["resnet", "convnext"] = Field(description="the residual block")
-    blocks: int = Field(ge=1, description="residual blocks of a level on the way down; one more on the way up")
-    attention: Literal["none", "linear"] = Field(description="attention after each block of the levels; the middle always has full self-attention")
-    resampling: Literal["learned", "fixed"] = Field(description="between levels: convolutions, or averages and repetition alone")
-    embedding: int = Field(ge=8, multiple_of=2, description="width of the time embedding")
-    groups: int = Field(ge=1, description="groups of the group norm; must divide the channels of every level")
-    heads: int = Field(ge=1, description="attention heads; must divide the channels of every level that has attention")
-    dropout: float = Field(ge=0, lt=1, description="dropout rate inside the residual blocks")
-
-    @property
-    def channels(self) -> list[int]:
-        """Of each level, from the finest."""
-        return [self.width * m for m in self.multipliers]
-
-    @model_validator(mode="after")
-    def _sizes_divide(self) -> Options:
-        for multiplier, channels in zip(self.multipliers, self.channels, strict=True):
-            if channels < 1 or channels % self.groups:
-                raise InputError(f"width {self.width} times the multiplier {multiplier} gives {channels} channels, not a multiple of {self.groups} groups")
-        for channels in self.channels if self.attention == "linear" else self.channels[-1:]:
-            if channels % self.heads:
-                raise InputError(f"heads {self.heads} do not divide the {channels} channels of a level with attention")
-        return self
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        for module in self:
+            x = module(x, emb)
+        return x
 
 
-def build(options: Options, shape: tuple[int, ...], classes: int = 0) -> nn.Module:
-    """The network for x_t of shape (C, h, w), of so many classes (0: without labels). Raises: InputError unless the patch divides h and w."""
-    if any(side % options.patch for side in shape[1:]):
-        raise InputError(f"networks.unet.patch: {options.patch} does not divide the grid of {shape[1]} × {shape[2]}")
+class Embedding(nn.Module):
+    """Sines and cosines of 1000 t, a layer, a vector of the class added, a layer: (B,) → (B, width).
 
-    from ldm.networks.unet_model import UNet
+    Vaswani et al. 2017, arXiv:1706.03762, section 3.5.
+    """
 
-    return UNet(options, shape[0], classes)
+    frequencies: Tensor
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        half = width // 2
+        frequencies = torch.exp(-math.log(10_000) * torch.arange(half) / half)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.layers = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.classes = nn.Embedding(classes, width) if classes else None
+
+    def forward(self, t: Tensor, labels: Tensor | None) -> Tensor:
+        angles = 1000 * t[:, None] * self.frequencies
+        first, *rest = self.layers
+        h = first(torch.cat([angles.cos(), angles.sin()], 1))
+        if self.classes is not None:
+            h = h + self.classes(labels)
+        for layer in rest:
+            h = layer(h)
+        return h
+
+
+class ResBlock(nn.Module):
+    """Two convolutions with the time embedding as scale and shift in between: (B, c_in, h, w) → (B, c_out, h, w)."""
+
+    def __init__(self, c_in: int, c_out: int, *, embedding: int, dropout: float, groups: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, c_in)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.scale_shift = nn.Linear(embedding, 2 * c_out)
+        self.norm2 = nn.GroupNorm(groups, c_out)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zero(nn.Conv2d(c_out, c_out, 3, padding=1))
+        self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.conv1(nnf.silu(self.norm1(x)))
+        scale, shift = self.scale_shift(emb)[:, :, None, None].chunk(2, 1)
+        h = torch.addcmul(shift, self.norm2(h), 1 + scale)
+        return self.skip(x) + self.conv2(self.dropout(nnf.silu(h)))
+
+
+class ConvNeXtBlock(nn.Module):
+    """A depthwise 7 × 7 convolution, and a perceptron at each place; time scales and shifts the norm.
+
+    Liu et al. 2022, arXiv:2201.03545. (B, c_in, h, w) → (B, c_out, h, w).
+    """
+
+    def __init__(self, c_in: int, c_out: int, *, embedding: int, dropout: float) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(c_in, c_in, 7, padding=3, groups=c_in)
+        self.scale_shift = nn.Linear(embedding, 2 * c_in)
+        self.norm = nn.GroupNorm(1, c_in)
+        self.widen = nn.Conv2d(c_in, 4 * c_in, 1)
+        self.dropout = nn.Dropout(dropout)
+        self.narrow = zero(nn.Conv2d(4 * c_in, c_out, 1))
+        self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        scale, shift = self.scale_shift(emb)[:, :, None, None].chunk(2, 1)
+        h = torch.addcmul(shift, self.norm(self.depthwise(x)), 1 + scale)
+        return self.skip(x) + self.narrow(self.dropout(nnf.gelu(self.widen(h))))
+
+
+class Attention(nn.Module):
+    """Self-attention over the grid's positions, (B, C, h, w) → (B, C, h, w)."""
+
+    def __init__(self, channels: int, heads: int, groups: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.GroupNorm(groups, channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = zero(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads, -1)
+        h = self.attend(*qkv.transpose(-1, -2).unbind(1))  # (B, heads, h·w, C / heads)
+        return x + self.out(h.transpose(-1, -2).reshape(batch, channels, height, width))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Queries, keys and values, (B, heads, h·w, C / heads) → the same shape."""
+        return nnf.scaled_dot_product_attention(q, k, v)
+
+
+class LinearAttention(Attention):
+    """Attention at a cost linear in the number of positions (Shen et al. 2021, arXiv:1812.01243, Eq. 3)."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return q.softmax(-1) @ (k.softmax(-2).transpose(-1, -2) @ v)
+
+
+class Downsample(nn.Module):
+    """Halve the grid, rounding up: (B, C, h, w) → (B, C, ⌈h/2⌉, ⌈w/2⌉)."""
+
+    def __init__(self, channels: int, learned: bool) -> None:
+        super().__init__()
+        self.conv = (
+            nn.Conv2d(channels, channels, 3, stride=2, padding=1) if learned else nn.AvgPool2d(2, ceil_mode=True)
+        )
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """Grow the grid to a given size by repetition, then convolve where resampling is learned."""
+
+    def __init__(self, channels: int, learned: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if learned else nn.Identity()
+
+    def forward(self, x: Tensor, size: torch.Size) -> Tensor:
+        return self.conv(nnf.interpolate(x, size=tuple(size), mode="nearest"))
+
+
+def zero(layer: nn.Conv2d) -> nn.Conv2d:
+    """Start a residual branch, or the output, at zero."""
+    nn.init.zeros_(layer.weight)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer

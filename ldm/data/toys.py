@@ -1,0 +1,144 @@
+"""Toy distributions in one or two dimensions whose truth is known, and the distances that score samples of them."""
+
+from abc import ABC, abstractmethod
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ldm.config import NonNegative, Positive, Registry
+from ldm.lazy import scipy, sklearn
+
+Points: TypeAlias = NDArray[np.float64]  # (n, d)
+
+
+class Toy(ABC):
+    """A distribution of points."""
+
+    @abstractmethod
+    def draw(self, n: int, rng: np.random.Generator) -> Points:
+        """n points, (n, d)."""
+
+    def log_density(self, x: Points) -> Points | None:
+        """log p in nats, (n,), where it has a closed form; else None."""
+        return None
+
+    def score_samples(self, x: Points) -> dict[str, float]:
+        """Statistics of its own that samples (n, d) of this toy must match."""
+        return {}
+
+
+toys: Registry[Toy] = Registry("toys")
+
+
+class GaussianMixture(Toy):
+    """Equal shares of isotropic Gaussians."""
+
+    def __init__(self, means: Points, std: float) -> None:
+        """means: (K, d)."""
+        self.means, self.std = np.asarray(means, dtype=np.float64), std
+
+    def draw(self, n: int, rng: np.random.Generator) -> Points:
+        centres = self.means[rng.integers(len(self.means), size=n)]
+        return centres + self.std * rng.standard_normal(centres.shape)
+
+    def log_density(self, x: Points) -> Points:
+        d = x.shape[1]
+        exponents = -scipy.spatial.distance.cdist(x, self.means, "sqeuclidean") / (2 * self.std**2)  # (n, K)
+        norm = np.log(len(self.means)) + d / 2 * np.log(2 * np.pi * self.std**2)
+        return np.logaddexp.reduce(exponents, 1) - norm
+
+    def score_samples(self, x: Points) -> dict[str, float]:
+        """Mean and deviation around the nearest mode, and the share of samples in the poorest and the richest mode."""
+        distance = scipy.spatial.distance.cdist(x, self.means)
+        nearest = distance.argmin(1)
+        shares = np.bincount(nearest, minlength=len(self.means)) / len(x)
+        around = x - self.means[nearest]
+        return {
+            "mode_offset": float(np.abs(around.mean(0)).max() / self.std),
+            "mode_std_ratio": float(np.sqrt((around**2).mean()) / self.std),
+            "smallest_share": float(shares.min() * len(shares)),
+            "largest_share": float(shares.max() * len(shares)),
+        }
+
+
+@toys.register
+def gaussian_1d(*, mean: float = 1.0, std: Positive = 0.01) -> Toy:
+    """A narrow Gaussian on the line.
+
+    mean: mean
+    std: standard deviation
+    """
+    return GaussianMixture(np.array([[mean]]), std)
+
+
+@toys.register
+def four_gaussians(*, std: Positive = 0.05) -> Toy:
+    """Four narrow Gaussians at (±1, ±1).
+
+    std: standard deviation of each
+    """
+    return GaussianMixture(np.array([[-1, -1], [-1, 1], [1, -1], [1, 1]]), std)
+
+
+class Parabola(Toy):
+    """y = x² with x uniform in [0, 1]."""
+
+    def draw(self, n: int, rng: np.random.Generator) -> Points:
+        x = rng.random(n)
+        return np.stack([x, x**2], 1)
+
+    def score_samples(self, x: Points) -> dict[str, float]:
+        """Distances to the curve: median and 95th percentile."""
+        u = np.linspace(0, 1, 10_001)
+        distance, _ = scipy.spatial.cKDTree(np.stack([u, u**2], 1)).query(x)
+        return {
+            "curve_distance_median": float(np.median(distance)),
+            "curve_distance_p95": float(np.percentile(distance, 95)),
+        }
+
+
+@toys.register
+def parabola() -> Toy:
+    """A curve in the plane; it has no options."""
+    return Parabola()
+
+
+class Moons(Toy):
+    """Two interleaving half circles (scikit-learn's make_moons)."""
+
+    def __init__(self, noise: float) -> None:
+        self.noise = noise
+
+    def draw(self, n: int, rng: np.random.Generator) -> Points:
+        return sklearn.datasets.make_moons(n, noise=self.noise, random_state=int(rng.integers(2**31)))[0]
+
+
+@toys.register
+def moons(*, noise: NonNegative = 0.05) -> Toy:
+    """Two interleaving half circles.
+
+    noise: standard deviation of Gaussian noise around the circles
+    """
+    return Moons(noise)
+
+
+def sliced_wasserstein(x: Points, y: Points, projections: int, rng: np.random.Generator) -> float:
+    """Mean 1-Wasserstein distance of random one-dimensional projections (Rabin et al. 2012; Bonneel et al. 2015).
+
+    x: (n, d), y: (m, d). In one dimension it is the Wasserstein distance itself.
+    """
+    directions = rng.standard_normal((projections if x.shape[1] > 1 else 1, x.shape[1]))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    return float(np.mean([scipy.stats.wasserstein_distance(x @ v, y @ v) for v in directions]))
+
+
+def energy_distance(x: Points, y: Points) -> float:
+    """2 E‖X − Y‖ − E‖X − X'‖ − E‖Y − Y'‖, unbiased, so that it is 0 in the mean for equal distributions.
+
+    Székely & Rizzo 2013, Eq. 5.1. x: (n, d), y: (m, d).
+    """
+    cdist = scipy.spatial.distance.cdist
+    n, m = len(x), len(y)
+    within = cdist(x, x).sum() / (n * (n - 1)) + cdist(y, y).sum() / (m * (m - 1))
+    return float(2 * cdist(x, y).mean() - within)

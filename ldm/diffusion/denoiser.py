@@ -1,0 +1,87 @@
+"""A network, a schedule and a prediction as one function, `denoiser(x, sigma, labels) -> denoised`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ldm.artifacts import Artifact
+from ldm.diffusion.prediction import Prediction, invertible_without_signal, predictions, x0_from
+from ldm.diffusion.schedule import Level, Schedule, broadcast, schedules
+from ldm.errors import InputError
+from ldm.lazy import Module, Tensor, torch
+from ldm.networks.options import networks
+
+
+class Denoiser:
+    """The expectation of x0 given x_t, as a network sees it.
+
+    The network is called with x_t scaled to unit variance (the data have unit variance), with t, and with labels where
+    it was trained on classes; its output is F (see `ldm.diffusion.prediction`).
+    """
+
+    def __init__(
+        self, network: Module, schedule: Schedule, prediction: Prediction, class_sizes: Sequence[int] = ()
+    ) -> None:
+        """class_sizes: the training images of each class; none for a network without labels.
+
+        Raises: InputError where the prediction cannot be inverted at the schedule's start.
+        """
+        if schedule.alpha_t(torch.ones(1)) == 0 and not invertible_without_signal(prediction):
+            raise InputError(
+                "the schedule starts without signal (alpha = 0), where the prediction says nothing of x0; "
+                "choose the prediction x0, v, flow or edm"
+            )
+        self.network, self.schedule, self.prediction = network, schedule, prediction
+        self.class_sizes = list(class_sizes)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], shape: Sequence[int], class_sizes: Sequence[int] = ()) -> Denoiser:
+        """Build from a resolved `train_diffusion` section, for samples (C, h, w) of these classes. Weights are random."""
+        schedule = schedules.chosen(config, "schedule")
+        build = networks.chosen(config, "network")
+        network = build(tuple(shape), classes=len(class_sizes)) if class_sizes else build(tuple(shape))
+        return cls(network, schedule, predictions.chosen(config, "prediction"), class_sizes)
+
+    @classmethod
+    def from_artifact(cls, artifact: Artifact, device: str = "cpu") -> Denoiser:
+        """The trained denoiser, in evaluation mode. Raises: InputError where the weights do not fit."""
+        sizes = _class_sizes(artifact)
+        denoiser = artifact.build(lambda config: cls.from_config(config, config["shape"], sizes))
+        artifact.load_into(denoiser.network)
+        denoiser.network.eval().to(device)
+        return denoiser
+
+    def predict(self, x_t: Tensor, level: Level, labels: Tensor | None = None) -> Tensor:
+        """The network's output F. x_t: (B, C, h, w) of any float type; level, labels: (B,); returns float32."""
+        scaled = x_t / broadcast((level.alpha_t**2 + level.sigma_t**2).sqrt(), x_t)
+        condition = () if labels is None else (labels,)
+        return self.network(scaled.float(), level.t.float(), *condition).float()
+
+    def x0(self, x_t: Tensor, level: Level, labels: Tensor | None = None) -> Tensor:
+        """The denoised x0, in the type of x_t."""
+        alpha_t, sigma_t = broadcast(level.alpha_t, x_t), broadcast(level.sigma_t, x_t)
+        output = self.predict(x_t, level, labels)
+        return x0_from(self.prediction, output, x_t, alpha_t, sigma_t).to(x_t.dtype)
+
+    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Denoise in σ-space: x = x_t / alpha_t (B, C, h, w), sigma the scalar σ̄ > 0, labels (B,).
+
+        At σ̄ = inf (alpha_t = 0) x_t / alpha_t is out of range, and x is the noise eps instead.
+        Raises: InputError for a σ̄ that is not positive, or that a discrete chain does not have.
+        """
+        level = self.schedule.at_sigma(sigma).expand(len(x), x.device)
+        scale = level.alpha_t if sigma.isfinite() else level.sigma_t
+        return self.x0(broadcast(scale, x) * x, level, labels)
+
+
+def _class_sizes(artifact: Artifact) -> list[int]:
+    """How many training images each class has; none for a network without labels. Raises: InputError for anything else."""
+    sizes = artifact.config.get("class_sizes", [])
+    valid = isinstance(sizes, list) and all(type(size) is int and 0 <= size < 2**32 for size in sizes)
+    if not valid or (sizes and not any(sizes)):
+        listed = str(sizes)[:60]
+        raise InputError(
+            f"{artifact.path}: class_sizes of its configuration are no numbers of training images: {listed}"
+        )
+    return sizes

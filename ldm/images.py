@@ -1,0 +1,52 @@
+"""Images as bytes and as pictures: uint8 ↔ [0, 1], PNG grids and GIF animations."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ldm.lazy import Tensor, torch
+
+
+def from_uint8(images: Tensor) -> Tensor:
+    """uint8 → float32 in [0, 1]."""
+    return images.float() / 255
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """[0, 1] → uint8, rounded to the nearest; values outside are clipped."""
+    return (x * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def tile(images: Tensor, columns: int, gap: int = 2) -> NDArray[np.uint8]:
+    """Lay uint8 images (N, C, H, W) out in rows on white: an array (height, width), or (height, width, 3) in colour."""
+    count, channels, height, width = images.shape
+    rows = -(-count // columns)
+    canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 255, np.uint8)
+    for i, image in enumerate(images.permute(0, 2, 3, 1).cpu().numpy()):
+        top, left = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
+        canvas[top : top + height, left : left + width] = image
+    return canvas[..., 0] if channels == 1 else canvas
+
+
+def png(canvas: NDArray[np.uint8], scale: int = 2) -> bytes:
+    """A PNG file in which each pixel is enlarged `scale` times."""
+    return _encode([canvas], scale, "PNG")
+
+
+def gif(frames: list[NDArray[np.uint8]], milliseconds: int, hold: int, scale: int = 2) -> bytes:
+    """An endless GIF animation, whose last frame stays for `hold` milliseconds."""
+    durations = [milliseconds] * (len(frames) - 1) + [hold]
+    return _encode(frames, scale, "GIF", duration=durations, loop=0)
+
+
+def _encode(frames: list[NDArray[np.uint8]], scale: int, form: str, **options: object) -> bytes:
+    first, *rest = [Image.fromarray(f.repeat(scale, 0).repeat(scale, 1)) for f in frames]
+    buffer = io.BytesIO()
+    if rest:
+        options |= {"save_all": True, "append_images": rest}
+    first.save(buffer, form, **options)
+    return buffer.getvalue()

@@ -1,0 +1,30 @@
+"""Large libraries under their own names, each imported when it is first used.
+
+A page that is read for `--help` names torch by `from ldm.lazy import torch`: importing torch itself takes 1.5 s.
+Editors and mypy read the real names from `lazy.pyi`.
+"""
+
+from importlib import import_module
+from typing import Any
+
+
+class LazyModule:
+    """A module that is imported at the first look-up of an attribute.
+
+    It stays out of sys.modules, where Python's own lazy modules lie: torch's import looks at every module there, and so
+    would load them in the midst of it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(import_module(self._name), attribute)
+
+
+torch = LazyModule("torch")
+torchvision = LazyModule("torchvision")
+safetensors_torch = LazyModule("safetensors.torch")
+scipy = LazyModule("scipy")
+sklearn = LazyModule("sklearn")
+Tensor = Generator = Module = Any  # annotations need no more when the program runs

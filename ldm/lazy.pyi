@@ -1,0 +1,7 @@
+import scipy as scipy
+import sklearn as sklearn
+import torch as torch
+import torchvision as torchvision
+from torch import Generator as Generator
+from torch import Tensor as Tensor
+from torch.nn import Module as Module

@@ -1,0 +1,2 @@
+from . import frechet as frechet
+from . import quality as quality

@@ -1,0 +1,150 @@
+"""Variational autoencoders with a Bernoulli decoder (Kingma & Welling 2014, arXiv:1312.6114).
+
+The decoder's logits are those of the pixels' grey levels, taken as probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+
+from ldm.artifacts import Artifact
+from ldm.errors import InputError
+from ldm.images import from_uint8, to_uint8
+from ldm.networks.latents import Posterior
+from ldm.networks.options import autoencoders
+
+PATCH = 4  # pixels a side that one place of the latent grid stands for
+GROUPS = 8
+
+
+class Autoencoder(nn.Module):
+    """What every choice among the autoencoders builds."""
+
+    def encode(self, x: Tensor) -> Posterior:
+        """Images (B, C, H, W) in [0, 1] → the posterior of their latents, (B, c, h, w)."""
+        raise NotImplementedError
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents (B, c, h, w) → logits (B, C, H, W)."""
+        raise NotImplementedError
+
+    def images(self, z: Tensor) -> Tensor:
+        """Latents (B, c, h, w) → the mean image in [0, 1], (B, C, H, W)."""
+        return self.decode(z).float().sigmoid()
+
+
+class IdentityAutoencoder(Autoencoder):
+    """Takes the images themselves as latents, for diffusion in pixels."""
+
+    def encode(self, x: Tensor) -> Posterior:
+        return Posterior.exact(x)
+
+    def images(self, z: Tensor) -> Tensor:
+        return z
+
+
+class ConvVAE(Autoencoder):
+    """encode: (B, C, H, W) in [0, 1] → (B, c, H/4, W/4); decode: back to logits."""
+
+    def __init__(self, shape: Sequence[int], *, latent_channels: int, width: int, blocks: int, smoothing: int) -> None:
+        """shape: (C, H, W). Raises: InputError unless H and W are multiples of 4."""
+        super().__init__()
+        channels, height, side = shape
+        if height % PATCH or side % PATCH:
+            raise InputError(
+                f"autoencoders.conv_vae: images of {height} × {side} pixels cannot be encoded; "
+                f"both sides must be multiples of {PATCH}"
+            )
+        self.encoder = nn.Sequential(
+            nn.PixelUnshuffle(PATCH),
+            nn.Conv2d(PATCH**2 * channels, width, 3, padding=1),
+            *[Residual(width) for _ in range(blocks)],
+            *norm_act(width),
+            nn.Conv2d(width, 2 * latent_channels, 1),
+        )
+        self.decoder = nn.Sequential(
+            nn.Conv2d(latent_channels, width, 3, padding=1),
+            *[Residual(width) for _ in range(blocks)],
+            *norm_act(width),
+            nn.Conv2d(width, smoothing * PATCH**2, 3, padding=1),
+            nn.PixelShuffle(PATCH),
+            nn.SiLU(),
+            nn.Conv2d(smoothing, channels, 3, padding=1),
+        )
+        self.to(memory_format=torch.channels_last)
+
+    def encode(self, x: Tensor) -> Posterior:
+        mean, log_variance = self.encoder(x).chunk(2, 1)
+        return Posterior(mean.contiguous(), log_variance.clamp(-20, 10).contiguous())
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.decoder(z.contiguous(memory_format=torch.channels_last))
+
+
+class Residual(nn.Module):
+    """x plus two convolutions of it, (B, C, h, w) → (B, C, h, w)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+
+        def conv() -> nn.Conv2d:
+            return nn.Conv2d(channels, channels, 3, padding=1)
+
+        self.layers = nn.Sequential(*norm_act(channels), conv(), *norm_act(channels), conv())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+def norm_act(channels: int) -> tuple[nn.Module, nn.Module]:
+    """Group norm and SiLU."""
+    return nn.GroupNorm(GROUPS, channels), nn.SiLU()
+
+
+def from_config(config: Mapping[str, Any], shape: Sequence[int]) -> Autoencoder:
+    """Build from a resolved `train_vae` section, for images (C, H, W). Weights are random."""
+    autoencoder = autoencoders.chosen(config, "autoencoder")(shape)
+    assert isinstance(autoencoder, Autoencoder)
+    return autoencoder
+
+
+def from_artifact(artifact: Artifact | None, device: str = "cpu") -> Autoencoder:
+    """The trained autoencoder, in evaluation mode; `IdentityAutoencoder` for None.
+
+    Raises: InputError where the weights do not fit.
+    """
+    if artifact is None:
+        return IdentityAutoencoder()
+    vae = artifact.build(lambda config: from_config(config, config["shape"]))
+    artifact.load_into(vae)
+    return vae.eval().to(device)
+
+
+def bernoulli_nll(logits: Tensor, x: Tensor) -> Tensor:
+    """−log p(x | z) in nats per image, (B,): the cross-entropy of grey levels taken as probabilities."""
+    return nnf.binary_cross_entropy_with_logits(logits, x, reduction="none").flatten(1).sum(1)
+
+
+def vae_loss(vae: Autoencoder, x: Tensor, eps: Tensor, kl_weight: float) -> Tensor:
+    """Negative ELBO in nats per image with the KL term weighted, (B,). eps: noise of the latents' shape."""
+    posterior = vae.encode(x)
+    reconstruction = bernoulli_nll(vae.decode(posterior.draw(eps)), x)
+    return reconstruction + kl_weight * posterior.kl_divergence().flatten(1).sum(1)
+
+
+@torch.inference_mode()
+def decode_images(vae: Autoencoder, z: Tensor, batch_size: int = 500) -> Tensor:
+    """The decoder's mean as uint8 images: z (N, c, h, w) → (N, C, H, W)."""
+    return torch.cat([to_uint8(vae.images(batch)) for batch in z.split(batch_size)])
+
+
+@torch.inference_mode()
+def encode_images(vae: Autoencoder, images: Tensor, batch_size: int = 500) -> Posterior:
+    """The posterior of uint8 images (N, C, H, W)."""
+    parts = [vae.encode(from_uint8(batch)) for batch in images.split(batch_size)]
+    return Posterior(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))

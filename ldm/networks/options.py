@@ -1,0 +1,135 @@
+"""The sizes of all networks: a choice checks its options, and returns what builds the network for a shape.
+
+`networks.build("unet", {"width": 48})((2, 7, 7), classes=10)` is a U-Net for latents (2, 7, 7) of ten classes.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field
+
+from ldm import networks as layers
+from ldm.config import Count, Rate, Registry
+from ldm.errors import InputError
+from ldm.lazy import Module
+
+Shape: TypeAlias = tuple[int, ...]  # (C, H, W) of an image, or (C, h, w) of a latent
+Build: TypeAlias = Callable[..., Module]  # (shape) → a module; of a network that takes classes, (shape, classes=0)
+Sizes = Annotated[tuple[int, ...], Field(strict=False, min_length=1)]
+Even = Annotated[int, Field(ge=4, multiple_of=2)]
+FEATURES = 128  # width of the classifiers' features
+
+networks: Registry[Build] = Registry("networks")  # F = network(x_t, t[, labels])
+autoencoders: Registry[Build] = Registry("autoencoders")
+classifiers: Registry[Build] = Registry("classifiers")  # the body, up to the features
+
+
+@networks.register
+def unet(
+    *,
+    patch: Count = 1,
+    width: Count = 128,
+    multipliers: Sizes = (1, 2, 2, 2),
+    block: Literal["resnet", "convnext"] = "resnet",
+    blocks: Count = 2,
+    attention: Literal["none", "linear"] = "none",
+    resampling: Literal["learned", "fixed"] = "learned",
+    embedding: Even = 512,
+    groups: Count = 32,
+    heads: Count = 1,
+    dropout: Rate = 0.0,
+) -> Build:
+    """A U-Net conditioned on time and on classes, of the size that DDPM has for CIFAR-10 (Ho et al. 2020, appendix B).
+
+    patch: side of the squares of the input that become channels at once; must divide height and width
+    width: channels that the multipliers multiply
+    multipliers: channels over width at each resolution, from the finest; each further one halves the grid
+    block: residual block
+    blocks: residual blocks at a resolution on the way down; one more on the way up
+    attention: attention after each block; the middle always has full self-attention
+    resampling: between resolutions, convolutions (learned), or averages and repetition alone (fixed)
+    embedding: width of the time embedding
+    groups: groups of the group norm; must divide the channels at every resolution
+    heads: attention heads; must divide the channels at every resolution that has attention
+    dropout: dropout rate inside the residual blocks
+    """
+    options = dict(locals())
+    channels = [width * multiplier for multiplier in multipliers]
+    for multiplier, count in zip(multipliers, channels, strict=True):
+        if count < 1 or count % groups:
+            size = f"width {width} times the multiplier {multiplier} gives {count} channels"
+            raise InputError(f"{size}, not a multiple of {groups} groups")
+    for count in channels if attention == "linear" else channels[-1:]:
+        if count % heads:
+            raise InputError(f"heads {heads} do not divide the {count} channels of a resolution with attention")
+    return partial(layers.unet.UNet, **options)
+
+
+@networks.register
+def conv_unet(*, channels: Sizes = (32, 64), blocks: Count = 2, embedding: Even = 16) -> Build:
+    """The tutorial's U-Net: convolution, instance norm, leaky ReLU; every block adds a linear map of the time embedding.
+
+    channels: channels at each resolution, from the finest; each further one halves the grid
+    blocks: blocks at a resolution, on the way down and on the way up
+    embedding: width of the time embedding
+    """
+    return partial(layers.conv_unet.ConvUNet, channels=channels, blocks=blocks, embedding=embedding)
+
+
+@networks.register
+def mlp(
+    *,
+    width: Count = 128,
+    depth: Count = 3,
+    embedding: Annotated[int, Field(ge=2, multiple_of=2)] = 32,
+    experts: Count = 1,
+) -> Build:
+    """A multilayer perceptron for points (d, 1, 1): one for all noise levels, or one for each.
+
+    width: hidden units of a layer
+    depth: hidden layers
+    embedding: width of the time embedding
+    experts: networks, each for its own part of (0, 1]; the length of a chain gives one per noise level
+    """
+    return partial(layers.mlp.MLP, width=width, depth=depth, embedding=embedding, experts=experts)
+
+
+@autoencoders.register
+def conv_vae(
+    *,
+    latent_channels: Count = 2,
+    width: Annotated[int, Field(ge=8, multiple_of=8)] = 64,
+    blocks: Count = 1,
+    smoothing: Count = 8,
+) -> Build:
+    """A convolutional autoencoder that shrinks each side by four: 28 × 28 pixels become a 7 × 7 grid.
+
+    Patches of 4 × 4 pixels become channels at once, so that all the work is done on the small grid.
+
+    latent_channels: channels of the latent grid
+    width: channels of the convolutions on the latent grid
+    blocks: residual blocks of the encoder, and of the decoder
+    smoothing: channels at full resolution, of which the last convolution makes the image
+    """
+    build = layers.autoencoder.ConvVAE
+    return partial(build, latent_channels=latent_channels, width=width, blocks=blocks, smoothing=smoothing)
+
+
+@classifiers.register
+def conv(*, width: Count = 16) -> Build:
+    """Five convolutions, flattened, and a dense layer.
+
+    width: channels of the first convolution
+    """
+    return partial(layers.classifier.conv_body, width=width)
+
+
+@classifiers.register
+def residual(*, width: Count = 32, blocks: Count = 1) -> Build:
+    """A pre-activation residual network (He et al. 2016, arXiv:1603.05027), whose features are averaged over the grid.
+
+    width: channels of the first grid, which is half as fine as the image; the second has twice as many
+    blocks: residual blocks of each of the two grids
+    """
+    return partial(layers.classifier.residual_body, width=width, blocks=blocks)

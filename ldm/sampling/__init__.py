@@ -1,0 +1,1 @@
+"""Sampling: where the noise levels lie, the samplers, the reverse process, guidance and likelihood."""

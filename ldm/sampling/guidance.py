@@ -1,0 +1,50 @@
+"""Autoguidance: a denoiser led away from a worse version of itself, and what samples may be asked for."""
+
+from __future__ import annotations
+
+from numbers import Integral
+
+from ldm.artifacts import Artifact, merge_lineage
+from ldm.diffusion.denoiser import Denoiser
+from ldm.errors import InputError
+from ldm.lazy import Tensor
+
+
+class Guided:
+    """D = D_guide + w (D_main − D_guide), within an interval of σ̄ only; a weight w of 1 is no guidance.
+
+    Karras et al. 2024, arXiv:2406.02507, Eq. 3; the interval is that of Kynkäänniemi et al. 2024, arXiv:2404.07724.
+    """
+
+    def __init__(self, main: Denoiser, guide: Denoiser, *, weight: float, sigma_min: float, sigma_max: float) -> None:
+        self.main, self.guide, self.weight, self.interval = main, guide, weight, (sigma_min, sigma_max)
+        self.schedule, self.class_sizes = main.schedule, main.class_sizes
+
+    @classmethod
+    def from_artifacts(cls, denoiser: Artifact, guide: Artifact, *, device: str, **guidance: float) -> Guided:
+        """Two trained denoisers on a device.
+
+        Raises: InputError where weights do not fit, or where the two are of different data.
+        """
+        merge_lineage([denoiser, guide])
+        main, worse = (Denoiser.from_artifact(artifact, device) for artifact in (denoiser, guide))
+        return cls(main, worse, **guidance)
+
+    def check_label(self, label: int | None) -> None:
+        """Raises: InputError unless the networks were trained on this class; None is any."""
+        if label is not None and not self.class_sizes:
+            raise InputError(
+                f"label {label}: the denoiser was trained without labels; train it with class_labels, or leave label out"
+            )
+        trained = [known for known, size in enumerate(self.class_sizes) if size]
+        if label is not None and (not isinstance(label, Integral) or label not in trained):
+            listed = ", ".join(map(str, trained))
+            raise InputError(f"label {label!r}: the denoiser was not trained on this class, but on {listed}")
+
+    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """As `Denoiser.__call__`."""
+        denoised = self.main(x, sigma, labels)
+        if self.weight == 1 or not self.interval[0] <= sigma <= self.interval[1]:
+            return denoised
+        guide = self.guide(x, sigma, labels)
+        return guide + self.weight * (denoised - guide)

@@ -1,0 +1,86 @@
+"""Log-likelihood by the probability-flow ODE (Song et al. 2021, arXiv:2011.13456, section 4.3 and appendix D.2).
+
+In σ-space and u = log σ̄ the ODE is dx̄/du = x̄ − D, and along it d log p / du = −div(x̄ − D), whatever the schedule.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import TypeAlias
+
+from ldm.errors import InputError
+from ldm.lazy import Tensor, torch
+from ldm.sampling.levels import check_sigmas
+from ldm.sampling.samplers import Denoise, Noise
+
+# (function of x (B, …), x) → (function(x), its divergence (B,))
+Divergence: TypeAlias = Callable[[Callable[[Tensor], Tensor], Tensor], tuple[Tensor, Tensor]]
+
+
+def exact_divergence(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """The trace of the Jacobian: one backward pass an element, so for low dimensions."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        value = function(x)
+        trace = x.new_zeros(len(x))
+        for i, column in enumerate(value.flatten(1).unbind(1)):
+            trace = trace + torch.autograd.grad(column.sum(), x, retain_graph=True)[0].flatten(1)[:, i]
+    return value.detach(), trace
+
+
+def hutchinson(noise: Noise) -> Divergence:
+    """An unbiased estimate of the divergence: E[vᵀ J v] = tr J for v of zero mean and unit covariance.
+
+    One probe, drawn here (signs, whose variance is the least), serves the whole trajectory, which so stays one ODE.
+    noise: normal draws of the shape of x. Hutchinson 1990; Grathwohl et al. 2019, arXiv:1810.01367.
+    """
+    probe = noise().sign()
+
+    def divergence(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            value = function(x)
+            (product,) = torch.autograd.grad(value, x, probe.to(x))
+        return value.detach(), (product * probe.to(x)).flatten(1).sum(1)
+
+    return divergence
+
+
+def log_likelihood(denoise: Denoise, x: Tensor, sigmas: Tensor, divergence: Divergence = exact_divergence) -> Tensor:
+    """log p(x) in nats, (B,), of data seen through noise of the smallest positive level.
+
+    x: (B, …), data plus noise of the level sigmas[-2] (for small levels, the data). sigmas: (N + 1,), decreasing to 0,
+    as for sampling; the first is finite, and there the density is N(0, 1 + σ̄²), as sampling assumes. Integrated by
+    Heun's method between the levels, upwards; the error falls with N². Raises: InputError for other levels.
+    """
+    levels = check_sigmas(sigmas)[:-1].flip(0)  # increasing
+    if not levels[-1].isfinite():
+        raise InputError(
+            "the likelihood needs a first noise level that is finite; leave out the level where alpha is 0"
+        )
+    total = x.new_zeros(len(x))
+    x_bar = x
+
+    def slope(at: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        return divergence(lambda y: y - denoise(y, sigma), at)
+
+    value, div = slope(x_bar, levels[0])
+    for sigma, sigma_next in pairwise(levels):
+        h = (sigma_next / sigma).log()
+        value_ahead, div_ahead = slope(x_bar + h * value, sigma_next)
+        x_bar = x_bar + h * (value + value_ahead) / 2
+        total = total + h * (div + div_ahead) / 2
+        value, div = slope(x_bar, sigma_next)
+    variance = 1 + levels[-1] ** 2
+    prior = -0.5 * (x_bar**2 / variance + (2 * math.pi * variance).log()).flatten(1).sum(1)
+    return prior + total
+
+
+def bits_per_dimension(log_likelihood: Tensor, dimensions: int, bin_width: float = 1.0) -> Tensor:
+    """Nats per sample → bits per element, (B,).
+
+    bin_width: that of quantised data in the units of x, to count bits of the data as they were.
+    """
+    return -log_likelihood / (dimensions * math.log(2)) - math.log2(bin_width)

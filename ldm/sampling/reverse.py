@@ -1,0 +1,119 @@
+"""The reverse process: one random stream per sample, the states from noise to data, and batches of samples."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from ldm.diffusion.denoiser import Denoiser
+from ldm.lazy import Tensor, torch
+from ldm.sampling.guidance import Guided
+from ldm.sampling.levels import check_sigmas
+from ldm.sampling.samplers import Noise, Sampler
+
+
+class Streams:
+    """One random stream per sample, from (seed, index): the batch never changes a sample.
+
+    Each call returns the next standard normal draw of every stream, (B, *shape) in float64, drawn on the CPU so that
+    all devices see the same noise.
+    """
+
+    def __init__(self, seed: int, indices: Sequence[int], shape: Sequence[int], device: object = "cpu") -> None:
+        self._streams = [np.random.Generator(np.random.Philox(key=[seed, index])) for index in indices]
+        self._shape, self._device = tuple(shape), device
+
+    def __call__(self) -> Tensor:
+        draws = np.stack([stream.standard_normal(self._shape) for stream in self._streams])
+        return torch.from_numpy(draws).to(self._device)
+
+    def labels(self, class_sizes: Sequence[int]) -> Tensor:
+        """One class per stream, in proportion to the sizes of the classes: (B,) indices."""
+        cumulative = np.cumsum(class_sizes) / np.sum(class_sizes)
+        draws = np.array([stream.random() for stream in self._streams])
+        return torch.from_numpy(np.searchsorted(cumulative, draws, side="right")).to(self._device)
+
+
+def draw_labels(streams: Streams, class_sizes: Sequence[int], label: int | None) -> Tensor | None:
+    """The classes of the samples of these streams, (B,): all `label`, or (None) drawn as often as in training.
+
+    None for networks without classes. With classes it takes the first draw of every stream; the noise comes after it.
+    """
+    if not class_sizes:
+        return None
+    labels = streams.labels(class_sizes)
+    return labels if label is None else torch.full_like(labels, label)
+
+
+def states(
+    denoiser: Denoiser | Guided, sampler: Sampler, sigmas: Tensor, noise: Noise, labels: Tensor | None = None
+) -> Iterator[Tensor]:
+    """The states x_t = alpha_t x̄ of a reverse process at the levels, (B, C, h, w): noise first, the sample last.
+
+    sigmas: (N + 1,), decreasing, ends in 0. Data of unit variance are assumed, so a finite first level starts from
+    x̄ ~ N(0, 1 + σ̄²). An infinite one (alpha_t = 0) starts from noise alone, with one step in x,
+    x_s = alpha_s D + sigma_s eps, to the first finite level.
+    """
+    check_sigmas(sigmas)
+    alphas = [denoiser.schedule.at_sigma(sigma).alpha_t for sigma in sigmas[:-1]] + [torch.ones_like(sigmas[-1])]
+    denoise = partial(denoiser, labels=labels)
+    eps = noise()
+    if sigmas[0].isfinite():
+        x = (1 + sigmas[0] ** 2).sqrt() * eps
+        yield alphas[0] * x
+    else:
+        yield eps
+        x = denoise(eps, sigmas[0]) + sigmas[1] * eps
+        sigmas, alphas = sigmas[1:], alphas[1:]
+        yield alphas[0] * x
+    for alpha_t, state in zip(alphas[1:], sampler(denoise, x, sigmas, noise), strict=True):
+        yield alpha_t * state
+
+
+def last_state(states: Iterator[Tensor]) -> Tensor:
+    """The sample alone."""
+    return deque(states, maxlen=1).pop()
+
+
+class Samples(NamedTuple):
+    """A batch of samples: x (B, C, h, w) in float32, their classes (B,) or None, and states of the first few.
+
+    trajectory: (shown, N + 1, C, h, w) in float32 on the CPU; None where none are shown.
+    """
+
+    x: Tensor
+    labels: Tensor | None
+    trajectory: Tensor | None
+
+
+def sample_batches(
+    denoiser: Guided,
+    sampler: Sampler,
+    sigmas: Tensor,
+    shape: Sequence[int],
+    batches: Sequence[Sequence[int]],
+    *,
+    seed: int,
+    label: int | None = None,
+    device: object = "cpu",
+    shown: int = 0,
+) -> Iterator[Samples]:
+    """Draw samples of shape (C, h, w), one batch of indices after the other.
+
+    label: the class of all of them; None: each drawn as often as in training. shown: samples of the first batch whose
+    states are kept. Raises: InputError for a class that the networks were not trained on.
+    """
+    denoiser.check_label(label)
+    for indices in batches:
+        streams = Streams(seed, indices, shape, device)
+        labels = draw_labels(streams, denoiser.class_sizes, label)
+        frames = []
+        for x_t in states(denoiser, sampler, sigmas, streams, labels):
+            if shown:
+                frames.append(x_t[:shown].float().cpu())
+        yield Samples(x_t.float(), labels, torch.stack(frames, 1) if frames else None)
+        shown = 0

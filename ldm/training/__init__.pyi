@@ -1,0 +1,3 @@
+from . import distributed as distributed
+from . import loop as loop
+from . import muon as muon

@@ -1,0 +1,113 @@
+"""One run in several processes, which torchrun starts: each computes its slice of every batch (torch.distributed).
+
+All processes draw the same order and the same noise for the whole batch, and each keeps its slice, so that k processes
+compute the same run as one, to rounding. Without torchrun there is one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ldm.errors import InputError
+
+T = TypeVar("T")
+
+
+def world_size() -> int:
+    """The number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number; 0 is the one that reads states and writes artifacts."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def check_divides(batch_size: int, processes: int) -> None:
+    """Raises: InputError unless the processes can have equal slices of a batch."""
+    if batch_size % processes:
+        raise InputError(
+            f"batch_size {batch_size} is not divisible by {processes} processes; choose a multiple of {processes}"
+        )
+
+
+def local_slice(batch_size: int) -> slice:
+    """This process's slice of a batch. Raises: InputError where the slices would not be equal."""
+    check_divides(batch_size, world_size())
+    size = batch_size // world_size()
+    return slice(rank() * size, (rank() + 1) * size)
+
+
+def local_items(items: Sequence[T]) -> Sequence[T]:
+    """This process's consecutive items of a list; the first processes have the longer runs."""
+    start, end = (-(-len(items) * number // world_size()) for number in (rank(), rank() + 1))
+    return items[start:end]
+
+
+def data_parallel(network: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """The loss of a batch, whose gradients are the means over all processes (DistributedDataParallel).
+
+    Raises: InputError where the network draws random numbers of its own.
+    """
+    if world_size() == 1:
+        return loss
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Dropout) and module.p > 0:
+            raise InputError(
+                f"dropout {module.p:g} ({name}) would differ between processes; set it to 0, or train in one process"
+            )
+    # looking for unused parameters keeps the gradients in place in their buckets, so a resumed run adds in the same order
+    return DistributedDataParallel(_Loss(network, loss), gradient_as_bucket_view=True, find_unused_parameters=True)
+
+
+class _Loss(nn.Module):
+    """Whatever of the network the loss calls, it is the forward pass of one module."""
+
+    def __init__(self, network: nn.Module, loss: Callable[[], Tensor]) -> None:
+        super().__init__()
+        self.network, self.loss = network, loss
+
+    def forward(self) -> Tensor:
+        return self.loss()
+
+
+def all_reduce_mean(x: Tensor) -> Tensor:
+    """The mean over all processes."""
+    if world_size() == 1:
+        return x
+    x = x.detach().clone()
+    dist.all_reduce(x)
+    return x / world_size()
+
+
+def all_reduce_max(x: int) -> int:
+    """The maximum over all processes of one whole number, sent over the CPU."""
+    if world_size() == 1:
+        return x
+    number = torch.tensor(x)
+    dist.all_reduce(number, dist.ReduceOp.MAX)
+    return int(number)
+
+
+def broadcast(x: Any) -> Any:
+    """What the first process has."""
+    if world_size() == 1:
+        return x
+    box = [x]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def gather(x: Tensor) -> list[Tensor]:
+    """What every process has, in the first one; in the others nothing."""
+    if world_size() == 1:
+        return [x]
+    tensors: list[Any] = [None] * world_size()
+    dist.gather_object(x, tensors if rank() == 0 else None)
+    return tensors if rank() == 0 else []

@@ -1,0 +1,218 @@
+"""The training loop that all networks share, whose whole state can be kept and taken up again."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ldm.errors import InputError
+from ldm.training import distributed
+from ldm.training.muon import Muon
+from ldm.training.settings import Optimisation
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A point of the training curve: the mean training loss since the last point, and the state."""
+
+    step: int
+    loss: float
+    skipped: int  # steps skipped so far for a non-finite loss or gradient
+    averaged: nn.Module  # the averaged network, in evaluation mode
+
+
+class Diverged(InputError):
+    """Too many non-finite steps in a row; `averaged` is the last good network."""
+
+    def __init__(self, message: str, averaged: nn.Module) -> None:
+        super().__init__(message)
+        self.averaged = averaged
+
+
+class Batches:
+    """Endless index batches: every epoch a fresh permutation, batches running on across epochs."""
+
+    def __init__(self, n: int, size: int, generator: Generator) -> None:
+        self.n, self.size, self.generator = n, size, generator
+        self.rest = torch.empty(0, dtype=torch.long, device=generator.device)
+
+    def __next__(self) -> Tensor:
+        """The next indices, (size,)."""
+        while len(self.rest) < self.size:
+            self.rest = torch.cat(
+                [self.rest, torch.randperm(self.n, generator=self.generator, device=self.generator.device)]
+            )
+        batch, self.rest = self.rest[: self.size], self.rest[self.size :]
+        return batch
+
+
+class Training:
+    """Minimise `loss()`, the mean loss of a fresh batch of `order`, by AdamW and Muon; average the weights.
+
+    All that a step depends on is in `state()`: given back by `load_state`, the run goes on to the same bits. `loss` may
+    draw from the order's generator and from torch's own, and from no other. Under torchrun it is the mean loss of this
+    process's slice (`ldm.training.distributed`).
+
+    A step with a non-finite loss or gradient changes neither weights nor buffers; it is counted on the device, so that
+    no step waits for it.
+    """
+
+    def __init__(self, network: nn.Module, loss: Callable[[], Tensor], settings: Optimisation, order: Batches) -> None:
+        self.network, self.settings, self.order = network, settings, order
+        self.device = next(network.parameters()).device
+        self.optimizers = optimizers(network, settings)
+        self.averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
+        self.averaged.eval()
+        persistent = network.state_dict().keys()
+        # a forward pass changes the buffers of batch norm
+        self.buffers = [buffer for name, buffer in network.named_buffers() if name in persistent]
+        if settings.compile:
+            check_compiler(self.device)
+            network.compile()
+        self.loss = distributed.data_parallel(network, loss)
+        self.step = 0
+        # on the device: loss summed since the last record; steps skipped so far, since then, in a row, most in a row
+        self.sums = torch.zeros(5, device=self.device, dtype=torch.float64)
+        self.seen = 0  # steps since the last record
+
+    def advance(self) -> Record | None:
+        """Take a step; every `record_every` steps and at the end, return a record. Raises: Diverged."""
+        settings = self.settings
+        self.step += 1
+        for name, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(settings, self.step, settings.muon_lr if name == "muon" else settings.lr)
+        before = [buffer.clone() for buffer in self.buffers]
+        with settings.precision.autocast(self.device.type):
+            loss = self.loss()
+        self.network.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip_norm, foreach=True)
+        loss = distributed.all_reduce_mean(loss.detach())
+        good = loss.isfinite() & norm.isfinite()
+        for optimizer in self.optimizers.values():
+            # the fused kernel skips the step, as for a GradScaler
+            optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]
+            optimizer.step()
+        for buffer, old in zip(self.buffers, before, strict=True):
+            buffer.copy_(torch.where(good, buffer, old))
+        self.averaged.multi_avg_fn = get_ema_multi_avg_fn(ramped_decay(settings.ema_decay, self.step - 1))
+        self.averaged.update_parameters(self.network)
+        total, skipped, skipped_lately, row, most = self.sums.unbind()
+        row = torch.where(good, 0, row + 1)
+        counts = [skipped + ~good, skipped_lately + ~good, row, torch.maximum(most, row)]
+        self.sums = torch.stack([total + torch.where(good, loss, 0), *counts])
+        self.seen += 1
+        due = self.step == settings.steps or self.step % settings.record_every == 0
+        return self._record() if due else None
+
+    def _record(self) -> Record:
+        total, skipped, skipped_lately, _, most = self.sums.tolist()
+        settings = self.settings
+        if most >= settings.max_skipped:
+            problem = f"{most:.0f} steps in a row, up to step {self.step}, had a non-finite loss or gradient"
+            muon = f" or muon_lr (now {settings.muon_lr:g})" if settings.muon_lr else ""
+            remedy = f"try a lower lr (now {settings.lr:g}){muon} or a smaller clip_norm (now {settings.clip_norm:g})"
+            raise Diverged(f"{problem}; {remedy}", self.averaged.module)
+        finite = self.seen - skipped_lately
+        record = Record(self.step, total / finite if finite else math.nan, int(skipped), self.averaged.module)
+        self.sums[0] = self.sums[2] = 0
+        self.seen = 0
+        return record
+
+    def state(self) -> State:
+        """Everything that a step depends on, as tensors on the CPU."""
+        tensors = {"counts": torch.tensor([self.step, self.seen]), "sums": self.sums, "order.rest": self.order.rest}
+        for prefix, module in self._modules():
+            tensors |= {f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()}
+        for prefix, optimizer in self.optimizers.items():
+            for i, moments in optimizer.state_dict()["state"].items():
+                tensors |= {f"{prefix}.{i}.{name}": tensor for name, tensor in moments.items()}
+        tensors |= {"stream.order": self.order.generator.get_state(), "stream.torch": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            tensors["stream.cuda"] = torch.cuda.get_rng_state(self.device)
+        return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on where `state()` was taken, in a run of the same settings."""
+
+        def under(prefix: str) -> State:
+            return {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+
+        for prefix, module in self._modules():
+            module.load_state_dict(under(f"{prefix}."))
+        for prefix, optimizer in self.optimizers.items():
+            weights = optimizer.param_groups[0]["params"]
+            moments: dict[int, State] = {}
+            for key, tensor in under(f"{prefix}.").items():
+                index, _, moment = key.partition(".")
+                like = weights[int(index)]  # the fused kernel pairs memory, so the layout must be the weight's
+                own = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
+                moments.setdefault(int(index), {})[moment] = own
+            optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+        self.step, self.seen = state["counts"].tolist()
+        self.sums = state["sums"].to(self.device)
+        self.order.rest = state["order.rest"].to(self.order.rest.device)
+        self.order.generator.set_state(state["stream.order"])
+        torch.set_rng_state(state["stream.torch"])
+        if "stream.cuda" in state:
+            torch.cuda.set_rng_state(state["stream.cuda"], self.device)
+
+    def _modules(self) -> list[tuple[str, nn.Module]]:
+        return [("network", self.network), ("averaged", self.averaged)]
+
+
+def optimizers(network: nn.Module, settings: Optimisation) -> dict[str, torch.optim.Optimizer]:
+    """AdamW, and with a `muon_lr` Muon for the kernels of convolutions.
+
+    Raises: InputError for a `muon_lr` where there are no kernels.
+    """
+    kernels = [w for w in network.parameters() if settings.muon_lr and w.ndim == 4]
+    if settings.muon_lr and not kernels:
+        raise InputError(
+            f"muon_lr {settings.muon_lr:g} is for kernels of convolutions, of which the network has none; set it to 0"
+        )
+    rest = [w for w in network.parameters() if w.ndim != 4 or not kernels]
+    adamw = torch.optim.AdamW(rest, settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=True)
+    if not kernels:
+        return {"adamw": adamw}
+    return {"adamw": adamw, "muon": Muon(kernels, settings.muon_lr, weight_decay=settings.weight_decay)}
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raises: InputError where torch.compile lacks its tools for this device."""
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise InputError(
+            f"compile needs a C++ compiler, and {compiler!r} is not there; install g++, set CXX, or set compile to false"
+        )
+    if device.type == "cuda" and find_spec("triton") is None:
+        raise InputError(
+            "compile needs Triton on a GPU, and the package triton is not installed; install it, or set compile to false"
+        )
+
+
+def ramped_decay(decay: float, n: int) -> float:
+    """The decay of the average after n updates, min(decay, (1 + n) / (10 + n)), which forgets the first weights.
+
+    The ramp is that of TensorFlow's ExponentialMovingAverage.
+    """
+    return min(decay, (1 + n) / (10 + n))
+
+
+def learning_rate(settings: Optimisation, step: int, peak: float) -> float:
+    """Linear warm-up to the peak, then half a cosine down to `lr_final` of it; step counts from 1."""
+    if step <= settings.warmup:
+        return peak * step / settings.warmup
+    progress = (step - settings.warmup) / max(settings.steps - settings.warmup, 1)
+    return peak * (settings.lr_final + (1 - settings.lr_final) * (1 + math.cos(math.pi * progress)) / 2)

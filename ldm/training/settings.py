@@ -1,0 +1,64 @@
+"""The settings of a training run (see `ldm.training.loop`)."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from ldm.config import Count, Natural, Positive, Rate, Section, Share
+from ldm.lazy import torch
+
+Precision = Literal["fp32", "bf16"]
+LearningRate = Annotated[float, Field(gt=0, le=1)]
+
+
+class PrecisionByDevice(Section):
+    """Chosen per device type, by measurement: bf16 is slower than fp32 on a CPU without matrix units for it.
+
+    cpu: arithmetic on a CPU, fp32 or bf16 autocast
+    cuda: arithmetic on a GPU, fp32 or bf16 autocast
+    """
+
+    cpu: Precision = "fp32"
+    cuda: Precision = "fp32"
+
+    def on(self, device_type: str) -> Precision:
+        """The precision on this type of device; fp32 on types without a setting."""
+        return getattr(self, device_type, "fp32")
+
+    def autocast(self, device_type: str) -> Any:
+        """The context (torch.autocast) in which a step computes on this type of device."""
+        return torch.autocast(device_type, dtype=torch.bfloat16, enabled=self.on(device_type) == "bf16")
+
+
+class Optimisation(Section):
+    """AdamW, and Muon for kernels, with warm-up, cosine decay, gradient clipping, and averaged weights.
+
+    steps: optimiser steps
+    batch_size: images in a step
+    lr: peak learning rate
+    muon_lr: peak learning rate of Muon, which moves the kernels of convolutions; 0 leaves them to AdamW
+    lr_final: learning rate at the end, as a share of the peak
+    warmup: steps of linear warm-up
+    betas: AdamW's decay rates of the first and second moment
+    weight_decay: decoupled weight decay
+    clip_norm: largest norm of the gradient
+    ema_decay: decay per step of the averaged weights, which are the ones kept; 0 keeps the last
+    max_skipped: steps in a row with a non-finite loss or gradient that end the run
+    record_every: steps between two points of the training curve
+    compile: compile the network by torch.compile; needs a C++ compiler, and Triton on a GPU
+    """
+
+    steps: Count
+    batch_size: Annotated[int, Field(ge=2)]
+    lr: LearningRate
+    muon_lr: Share = 0.0
+    lr_final: Share = 0.0
+    warmup: Natural = 0
+    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.99)
+    weight_decay: Rate = 0.0
+    clip_norm: Positive = 1.0
+    ema_decay: Rate = 0.999
+    max_skipped: Count = 50
+    record_every: Count = 50
+    precision: PrecisionByDevice = PrecisionByDevice()
+    compile: bool = False
