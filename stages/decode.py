@@ -2,53 +2,65 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
-from ldm.config import Section
-from stages.cli import Job, stage
+from ldm import networks
+from ldm.config import Count, Section
+from ldm.images import gif, png, tile
+from ldm.lazy import Tensor, torch
+from ldm.networks.latents import Standardiser
+from stages.runner.command import stage
+from stages.runner.run import Run
 
 
 class Config(Section):
-    """The pictures."""
+    """The pictures.
 
-    batch_size: int = Field(ge=1, description="samples decoded at once")
-    columns: int = Field(ge=1, description="columns of the grid")
-    rows: int = Field(ge=1, description="rows of the grid")
-    frames: int = Field(ge=2, description="frames of the animation, at most: of a longer run, some at equal distances")
-    frame_ms: int = Field(ge=20, description="milliseconds a frame of the animation")
+    batch_size: samples decoded at once
+    columns: columns of the grid
+    rows: rows of the grid
+    frames: frames of the animation, at most; of a longer run, as many at equal distances
+    frame_ms: milliseconds that a frame of the animation stays
+    """
+
+    batch_size: Count
+    columns: Count
+    rows: Count
+    frames: Annotated[int, Field(ge=2)] = 50
+    frame_ms: Annotated[int, Field(ge=20)] = 120
 
 
-def run(job: Job[Config]) -> None:
-    import torch
-
-    from ldm.autoencoder import decode_images, from_artifact
-    from ldm.latents import Standardiser
-    from ldm.pictures import gif, png, tile
-
-    config, inputs = job.config, job.load_all()
+def compute(run: Run[Config]) -> None:
+    config, inputs = run.config, run.load_all()
     samples, latents, images = (inputs[kind] for kind in ("samples", "latents", "images"))
-    vae, standardiser = from_artifact(inputs.get("vae")).to(job.device), Standardiser.from_artifact(latents, job.device)
+    vae = networks.autoencoder.from_artifact(inputs.get("vae"), run.device)
+    standardiser = Standardiser.from_artifact(latents, run.device)
 
-    def decode(x):
-        return decode_images(vae, standardiser.restore(x.to(job.device)), config.batch_size).cpu()
+    def decode(x: Tensor) -> Tensor:
+        z = standardiser.unstandardise(x.to(run.device))
+        return networks.autoencoder.decode_images(vae, z, config.batch_size).cpu()
 
     generated = decode(samples["samples"])
     shown, steps = samples["trajectory"].shape[:2]
-    if "grid.png" in job.outputs:
-        job.write("grid.png", png(tile(generated[: config.columns * config.rows], config.columns)))
-    if "denoising.gif" in job.outputs:
+    if "grid.png" in run.outputs:
+        run.write("grid.png", png(tile(generated[: config.columns * config.rows], config.columns)))
+    if "denoising.gif" in run.outputs:
         chosen = torch.linspace(0, steps - 1, min(steps, config.frames)).round().long()
         frames = decode(samples["trajectory"][:, chosen].flatten(0, 1)).unflatten(0, (shown, len(chosen)))
-        job.write("denoising.gif", gif([tile(frame, shown) for frame in frames.unbind(1)], config.frame_ms, hold=2000))
-    if "reconstructions.png" in job.outputs:
+        animation = gif([tile(frame, shown) for frame in frames.unbind(1)], config.frame_ms, hold=2000)
+        run.write("denoising.gif", animation)
+    if "reconstructions.png" in run.outputs:
         originals = images["validation_images"][: config.columns]
-        reconstructed = decode_images(vae, latents["validation_mean"][: config.columns].to(job.device)).cpu()
-        job.write("reconstructions.png", png(tile(torch.cat([originals, reconstructed]), config.columns)))
+        means = latents["validation_mean"][: config.columns].to(run.device)
+        reconstructed = networks.autoencoder.decode_images(vae, means).cpu()
+        run.write("reconstructions.png", png(tile(torch.cat([originals, reconstructed]), config.columns)))
     label = samples.config.get("label")  # the class of all of them, where one was asked for
-    job.save("generated", {"images": generated}, list(inputs.values()), **({} if label is None else {"label": label}))
+    run.save("generated", {"images": generated}, list(inputs.values()), **({} if label is None else {"label": label}))
 
 
-main = stage("decode", Config, run, __doc__)
+main = stage("decode", Config, compute, __doc__)
 
 if __name__ == "__main__":
     main()

@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
-from pydantic import Field
-
-from ldm.config import Section
+from ldm import networks
+from ldm.config import Count, Section
 from ldm.errors import InputError
-from stages.cli import Job, stage
+from stages.runner.command import stage
+from stages.runner.run import Run
 
 
 class Config(Section):
-    """How to run; nothing here changes the result beyond rounding."""
+    """How to run; nothing here changes the result beyond rounding.
 
-    batch_size: int = Field(ge=1, description="images at once")
+    batch_size: images at once
+    """
+
+    batch_size: Count
 
 
-def run(job: Job[Config]) -> None:
-    from ldm.classifier import Classifier, in_batches
-
-    inputs = job.load_all()
+def compute(run: Run[Config]) -> None:
+    inputs = run.load_all()
     first, second, images = (inputs[kind] for kind in ("classifier", "second_classifier", "images"))
     if first.config["classifier"] == second.config["classifier"]:
-        raise InputError(f"{first.path} and {second.path} are both {first.config['classifier']!r}; the second one must be of another shape to check the first")
+        raise InputError(
+            f"{first.path} and {second.path} are both {first.config['classifier']!r}; "
+            "the second one must be of another shape to check the first"
+        )
     tensors = {}
     for space, artifact in (("", first), ("_second", second)):
-        features = Classifier.from_artifact(artifact).to(job.device).features
+        features = networks.classifier.Classifier.from_artifact(artifact, run.device).features
         for split in ("train", "validation", "test"):
-            tensors[f"{split}{space}"] = in_batches(features, images[f"{split}_images"].to(job.device), job.config.batch_size)
-    job.save("features", tensors, list(inputs.values()))
+            pixels = images[f"{split}_images"].to(run.device)
+            tensors[f"{split}{space}"] = networks.classifier.in_batches(features, pixels, run.config.batch_size)
+    run.save("features", tensors, list(inputs.values()))
 
 
-main = stage("extract_features", Config, run, __doc__)
+main = stage("extract_features", Config, compute, __doc__)
 
 if __name__ == "__main__":
     main()

@@ -1,78 +1,84 @@
-"""Train the classifier whose 128 features the Fréchet distance is taken in."""
+"""Train the classifier in whose 128 features the Fréchet distance is taken."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import Annotated
 
 from pydantic import Field
 
-from ldm.config import ChoiceSection, OptionTable, choice
-from ldm.optimisation import Optimisation
-from stages.cli import Job, stage
-from stages.training import fit
+from ldm import networks, training
+from ldm.config import NonNegative, Options, Rate, Section, Seed, choice
+from ldm.images import from_uint8
+from ldm.lazy import Module, Tensor, torch
+from ldm.networks.options import classifiers
+from ldm.training.settings import Optimisation
+from stages.runner.command import stage
+from stages.runner.fit import fit
+from stages.runner.run import Run
 
-if TYPE_CHECKING:
-    from torch import Tensor
 
+class Config(Section):
+    """The network, the augmentation and the training.
 
-class Config(ChoiceSection):
-    """The network, the augmentation and the training."""
+    seed: seed of the weights, the order and the augmentation
+    classifier: the network
+    shift: augmentation, largest shift in pixels
+    rotation: augmentation, largest rotation in degrees
+    scale: augmentation, largest relative change of size
+    label_smoothing: share of the target that is spread over all classes
+    """
 
-    seed: int = Field(ge=0, lt=2**63, description="seed of the weights, the order and the augmentation")
-    classifier: str = choice("classifiers", "the network")
-    classifiers: OptionTable
-    shift: float = Field(ge=0, description="augmentation: largest shift, in pixels")
-    rotation: float = Field(ge=0, le=45, description="augmentation: largest rotation, in degrees")
-    scale: float = Field(ge=0, lt=0.5, description="augmentation: largest relative change of size")
-    label_smoothing: float = Field(ge=0, lt=1, description="share of the target spread over all classes")
+    seed: Seed
+    classifier: str = choice(classifiers)
+    classifiers: Options
+    shift: NonNegative = 0.0
+    rotation: Annotated[float, Field(ge=0, le=45)] = 0.0
+    scale: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    label_smoothing: Rate = 0.0
     optimisation: Optimisation
 
 
-def run(job: Job[Config], kind: str = "classifier") -> None:
-    import torch
-    from torch.nn import functional as F
-
-    from ldm.classifier import Classifier, augment, in_batches
-    from ldm.pixels import from_uint8
-    from ldm.training import Batches, Training
-
-    config, images = job.config, job.load("images")
+def compute(run: Run[Config], kind: str = "classifier") -> None:
+    config, images = run.config, run.load("images")
     torch.manual_seed(config.seed)
-    generator = torch.Generator(job.device).manual_seed(config.seed)
-    tensors = {name: tensor.to(job.device) for name, tensor in images.tensors.items()}
+    generator = torch.Generator(run.device).manual_seed(config.seed)
+    tensors = {name: tensor.to(run.device) for name, tensor in images.tensors.items()}
     x, y = tensors["train_images"], tensors["train_labels"].long()
     classes, shape = images.config["classes"], list(x.shape[1:])
-    classifier = Classifier.from_config(config.resolved(), shape, classes).to(job.device)
-    order = Batches(len(x), config.optimisation.batch_size, generator)
+    classifier = networks.classifier.Classifier.from_config(config.resolved(), shape, classes).to(run.device)
+    order = training.loop.Batches(len(x), config.optimisation.batch_size, generator)
+    cross_entropy = torch.nn.functional.cross_entropy
+    bounds = {"shift": config.shift, "rotation": config.rotation, "scale": config.scale}
 
     def loss() -> Tensor:
         index = next(order)
-        batch = augment(from_uint8(x[index]), generator, shift=config.shift, rotation=config.rotation, scale=config.scale)
-        return F.cross_entropy(classifier(batch), y[index], label_smoothing=config.label_smoothing)
+        batch = networks.classifier.augment(from_uint8(x[index]), generator, **bounds)
+        return cross_entropy(classifier(batch), y[index], label_smoothing=config.label_smoothing)
 
-    def scores(network, split: str) -> tuple[Tensor, Tensor]:
-        return in_batches(network, tensors[f"{split}_images"]), tensors[f"{split}_labels"].long()
+    def logits_and_labels(network: Module, split: str) -> tuple[Tensor, Tensor]:
+        logits = networks.classifier.in_batches(network, tensors[f"{split}_images"])
+        return logits, tensors[f"{split}_labels"].long()
 
-    def validate(network: Classifier) -> float:
-        return F.cross_entropy(*scores(network, "validation")).item()
+    def validate(network: Module) -> float:
+        return cross_entropy(*logits_and_labels(network, "validation")).item()
 
-    averaged = fit(job, Training(classifier, loss, config.optimisation, order), x[0].numel(), validate)
-    logits, labels = scores(averaged, "test")
+    averaged = fit(run, training.loop.Training(classifier, loss, config.optimisation, order), validate)
+    logits, labels = logits_and_labels(averaged, "test")
     predicted = logits.argmax(1)
     metrics = {
         "data": images.config["data"],
         "n": len(labels),
         "accuracy": (predicted == labels).double().mean().item(),
-        "loss": F.cross_entropy(logits, labels).item(),
+        "loss": cross_entropy(logits, labels).item(),
     }
     rows = (f"{a},{p}\n" for a, p in zip(labels.tolist(), predicted.tolist(), strict=True))
-    job.write("confusion.csv", ("actual,predicted\n" + "".join(rows)).encode())
-    job.write("metrics.json", json.dumps(metrics, indent=1).encode())
-    job.save(kind, averaged.state_dict(), [images], classes=classes, shape=shape)
+    run.write("confusion.csv", ("actual,predicted\n" + "".join(rows)).encode())
+    run.write("metrics.json", json.dumps(metrics, indent=1).encode())
+    run.save(kind, averaged.state_dict(), [images], classes=classes, shape=shape)
 
 
-main = stage("train_classifier", Config, run, __doc__)
+main = stage("train_classifier", Config, compute, __doc__)
 
 if __name__ == "__main__":
     main()

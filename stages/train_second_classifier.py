@@ -3,12 +3,12 @@
 from functools import partial
 
 from stages import train_classifier
-from stages.cli import stage
+from stages.runner.command import stage
 
 Config = train_classifier.Config
-run = partial(train_classifier.run, kind="second_classifier")
+compute = partial(train_classifier.compute, kind="second_classifier")
 
-main = stage("train_second_classifier", Config, run, __doc__)
+main = stage("train_second_classifier", Config, compute, __doc__)
 
 if __name__ == "__main__":
     main()

@@ -3,82 +3,77 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
-from pydantic import Field
-
-from ldm.config import ChoiceSection, OptionTable, choice
-from ldm.optimisation import Optimisation
-from stages.cli import Job, stage
-from stages.training import fit
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ldm.autoencoder import Autoencoder
+from ldm import networks, training
+from ldm.config import NonNegative, Options, Section, Seed, choice
+from ldm.images import from_uint8
+from ldm.lazy import Tensor, torch
+from ldm.networks.options import autoencoders
+from ldm.training.settings import Optimisation
+from stages.runner.command import stage
+from stages.runner.fit import fit
+from stages.runner.run import Run
 
 
-class Config(ChoiceSection):
-    """The network, the loss and the training."""
+class Config(Section):
+    """The network, the loss and the training.
 
-    seed: int = Field(ge=0, lt=2**63, description="seed of the weights, the order and the posterior draws")
-    autoencoder: str = choice("autoencoders", "the network")
-    autoencoders: OptionTable
-    kl_weight: float = Field(ge=0, description="weight of the KL term; 1 is the evidence lower bound")
+    seed: seed of the weights, the order and the posterior draws
+    autoencoder: the network
+    kl_weight: weight of the KL term; 1 is the evidence lower bound
+    """
+
+    seed: Seed
+    autoencoder: str = choice(autoencoders)
+    autoencoders: Options
+    kl_weight: NonNegative
     optimisation: Optimisation
 
 
-def run(job: Job[Config]) -> None:
-    import torch
-
-    from ldm.autoencoder import bernoulli_nll, decode_images, encode_images, from_config, vae_loss
-    from ldm.latents import active_dimensions, draw, kl_divergence
-    from ldm.parallel import share
-    from ldm.pixels import from_uint8
-    from ldm.training import Batches, Training
-
-    config, images = job.config, job.load("images")
+def compute(run: Run[Config]) -> None:
+    config, images, vaes = run.config, run.load("images"), networks.autoencoder
     torch.manual_seed(config.seed)
-    generator = torch.Generator(job.device).manual_seed(config.seed)
-    x, held_out = images["train_images"].to(job.device), images["validation_images"].to(job.device)
-    vae = from_config(config.resolved(), x.shape[1:]).to(job.device)
-    order = Batches(len(x), config.optimisation.batch_size, generator)
-    mine = share(config.optimisation.batch_size)
-    latent_shape = vae.encode(from_uint8(x[:1]))[0].shape[1:]
+    generator = torch.Generator(run.device).manual_seed(config.seed)
+    train, validation = (images[f"{split}_images"].to(run.device) for split in ("train", "validation"))
+    vae = vaes.from_config(config.resolved(), train.shape[1:]).to(run.device)
+    order = training.loop.Batches(len(train), config.optimisation.batch_size, generator)
+    local = training.distributed.local_slice(config.optimisation.batch_size)
+    latent_shape = vae.encode(from_uint8(train[:1])).mean.shape[1:]
 
     def loss() -> Tensor:
         index = next(order)
-        eps = torch.randn(len(index), *latent_shape, generator=generator, device=x.device)
-        return vae_loss(vae, from_uint8(x[index[mine]]), eps[mine], config.kl_weight).mean()
+        eps = torch.randn(len(index), *latent_shape, generator=generator, device=train.device)
+        return vaes.vae_loss(vae, from_uint8(train[index[local]]), eps[local], config.kl_weight).mean()
 
     @torch.inference_mode()
-    def validate(network: Autoencoder) -> float:
-        fixed = torch.Generator(job.device).manual_seed(0)
+    def validate(network: networks.autoencoder.Autoencoder) -> float:
+        fixed = torch.Generator(run.device).manual_seed(0)
         total = 0.0
-        for part in held_out.split(500):
-            eps = torch.randn(len(part), *latent_shape, generator=fixed, device=part.device)
-            total += vae_loss(network, from_uint8(part), eps, config.kl_weight).sum().item()
-        return total / len(held_out)
+        for batch in validation.split(500):
+            eps = torch.randn(len(batch), *latent_shape, generator=fixed, device=batch.device)
+            total += vaes.vae_loss(network, from_uint8(batch), eps, config.kl_weight).sum().item()
+        return total / len(validation)
 
-    averaged = fit(job, Training(vae, loss, config.optimisation, order), x[0].numel(), validate)
-    mean, log_variance = encode_images(averaged, held_out)
-    z = draw(mean, log_variance, torch.randn(mean.shape, generator=generator, device=job.device))
-    decoded = decode_images(averaged, z)
+    averaged = fit(run, training.loop.Training(vae, loss, config.optimisation, order), validate)
+    posterior = vaes.encode_images(averaged, validation)
+    z = posterior.draw(torch.randn(posterior.mean.shape, generator=generator, device=run.device))
+    decoded = vaes.decode_images(averaged, z)
     with torch.inference_mode():
-        nll = torch.cat([bernoulli_nll(averaged.decode(a), from_uint8(b)) for a, b in zip(z.split(500), held_out.split(500), strict=True)])
+        pairs = zip(z.split(500), validation.split(500), strict=True)
+        nll = torch.cat([vaes.bernoulli_nll(averaged.decode(a), from_uint8(b)) for a, b in pairs])
     metrics = {
         "data": images.config["data"],
-        "n": len(held_out),
-        "reconstruction_mse": (from_uint8(decoded) - from_uint8(held_out)).double().square().mean().item(),
+        "n": len(validation),
+        "reconstruction_mse": (from_uint8(decoded) - from_uint8(validation)).double().square().mean().item(),
         "reconstruction_nll": nll.double().mean().item(),
-        "kl": kl_divergence(mean, log_variance).double().sum().item() / len(mean),
-        "active_dimensions": active_dimensions(mean),
+        "kl": posterior.kl_divergence().double().sum().item() / len(validation),
+        "active_dimensions": posterior.active_dimensions(),
     }
-    job.write("metrics.json", json.dumps(metrics, indent=1).encode())
-    job.save("vae", averaged.state_dict(), [images], shape=list(x.shape[1:]))
+    run.write("metrics.json", json.dumps(metrics, indent=1).encode())
+    run.save("vae", averaged.state_dict(), [images], shape=list(train.shape[1:]))
 
 
-main = stage("train_vae", Config, run, __doc__, parallel=True)
+main = stage("train_vae", Config, compute, __doc__, parallel=True)
 
 if __name__ == "__main__":
     main()

@@ -1,26 +1,31 @@
 """Start a recipe: a folder with the pipeline's params.yaml and dvc.yaml, changed as asked, to edit on.
 
-python -m stages.new_recipe recipes/mine --set prepare_data.dataset=folder --set prepare_data.root=/my/images
-python -m stages.new_recipe recipes/mine --from recipes/fashion_ddpm     from another recipe
-python -m stages.new_recipe recipes/mine --without train_vae             pixels instead of latents
+\b
+python -m tools.new_recipe recipes/mine --set prepare_data.dataset=folder --set prepare_data.root=/my/images
+python -m tools.new_recipe recipes/mine --from recipes/fashion_ddpm     from another recipe
+python -m tools.new_recipe recipes/mine --without train_vae             pixels instead of latents
 """
 
 from __future__ import annotations
 
 import io
-import os
+import re
 from pathlib import Path
 from typing import Any
 
 import click
+from ruamel.yaml import YAML
 
+from ldm.artifacts import write_atomic
 from ldm.errors import InputError
-from stages import params
-from stages.cli import DAG, PARAMS, optional_parameters, read_yaml, run_command, with_settings
-from stages.dag import ROOT, rewritten, round_trip, stage_config
+from stages.runner.checkpoints import ROOT
+from stages.runner.command import run_command
+from stages.runner.parameters import PARAMS, read_yaml, with_settings
+from stages.runner.run import DAG, path_of
+from tools.check import check_parameters
 
 NEEDED = ("prepare_data", "train_diffusion", "sample", "evaluate")  # what a recipe to start from must have
-OF_AUTOENCODER = ("vae_prior.json", "vae_reconstruction.json", "reconstructions.png")  # what other stages write of it
+OF_AUTOENCODER = ("vae_prior.json", "vae_reconstruction.json", "reconstructions.png")  # that other stages write of it
 
 
 def without(dag: dict[str, Any], name: str) -> None:
@@ -34,30 +39,49 @@ def without(dag: dict[str, Any], name: str) -> None:
     gone = {path_of(out) for out in stages[name]["outs"]}
     readers = [other for other, entry in stages.items() if gone & set(entry["deps"])]
     if name == "train_vae":
-        gone |= {path_of(out) for entry in stages.values() for out in entry["outs"] if Path(path_of(out)).name in OF_AUTOENCODER}
+        outs = [path_of(out) for entry in stages.values() for out in entry["outs"]]
+        gone |= {path for path in outs if Path(path).name in OF_AUTOENCODER}
     elif readers or name in NEEDED:
-        raise InputError(f"--without {name}: {', '.join(readers) or 'the table'} cannot do without it; of the stages that others read only train_vae can go")
+        raise InputError(
+            f"--without {name}: {', '.join(readers) or 'the table'} cannot do without it; "
+            "of the stages that others read only train_vae can go"
+        )
     del stages[name]
     for entry in stages.values():
         entry["deps"] = [dep for dep in entry["deps"] if dep not in gone]
         entry["outs"] = [out for out in entry["outs"] if path_of(out) not in gone]
-    dag["metrics"] = [path for path in dag.get("metrics", []) if path not in gone]
-    dag["plots"] = [plot for plot in dag.get("plots", []) if not any(path in str(plot) for path in gone)]
+    shown = {path[path.index("artifacts/") :] for path in gone}  # relative to dvc.yaml
+    dag["metrics"] = [path for path in dag.get("metrics", []) if path not in shown]
+    dag["plots"] = [plot for plot in dag.get("plots", []) if not any(path in str(plot) for path in shown)]
 
 
-def path_of(entry: Any) -> str:
-    """The path of an output, which may be a mapping from it to options."""
-    return next(iter(entry)) if isinstance(entry, dict) else entry
+def relocated(dag: dict[str, Any], source: str, target: str) -> dict[str, Any]:
+    """The DAG of one recipe (or of the pipeline, '.') for the folder of another; all run in the project's root."""
+    data = re.compile(r"^artifacts/" if source == "." else rf"^{re.escape(source)}/artifacts/")
+
+    def move(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {move(key): inner for key, inner in value.items()}
+        return data.sub(f"{target}/artifacts/", value)
+
+    for name, entry in dag["stages"].items():
+        command = entry["cmd"].replace(f" --recipe {source}", "")
+        entry["cmd"] = f"{command} --recipe {target}"
+        entry["deps"], entry["outs"] = [move(dep) for dep in entry["deps"]], [move(out) for out in entry["outs"]]
+        entry["params"] = [{f"{target}/{PARAMS}": [name]}]
+        entry["wdir"] = "../.."
+    dag.pop("artifacts", None)
+    return dag
 
 
 @click.command(help=__doc__)
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--from", "source", type=click.Path(path_type=Path), default=ROOT, help="Folder of the recipe to start from; the pipeline itself by default.")
+@click.argument("folder", type=Path)
+@click.option(
+    "--from", "source", type=Path, default=Path(), help="Folder of the recipe to start from; the pipeline by default."
+)
 @click.option("--without", "dropped", multiple=True, metavar="STAGE", help="Leave a stage out (repeatable).")
 @click.option("--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a parameter (repeatable).")
 def command(folder: Path, source: Path, dropped: tuple[str, ...], settings: tuple[str, ...]) -> None:
-    from ldm.artifacts import write_atomic  # brings torch
-
     if folder.exists():
         raise InputError(f"{folder} exists already; choose another folder, or remove it")
     if folder.resolve().parent != ROOT / "recipes":
@@ -65,28 +89,30 @@ def command(folder: Path, source: Path, dropped: tuple[str, ...], settings: tupl
     read_yaml(source / PARAMS)  # the one-line errors
     missing = [name for name in NEEDED if name not in read_yaml(source / DAG).get("stages", {})]
     if missing:
-        raise InputError(f"--from {source}: it has no stage {missing[0]}, so it is not a pipeline to start from; take fashion_ddpm, or none for the pipeline")
-    form = round_trip()
-    dag, values = (form.load(source / file) for file in (DAG, PARAMS))
+        raise InputError(
+            f"--from {source}: it has no stage {missing[0]}, so it is not a pipeline to start from; "
+            "take recipes/fashion_ddpm, or none for the pipeline"
+        )
+    if "prepare_data.dataset=folder" in settings and not any(s.startswith("prepare_data.root=") for s in settings):
+        raise InputError(
+            "--set prepare_data.dataset=folder: which one? Add --set prepare_data.root=FOLDER, "
+            "which has one sub-folder of PNG images per class"
+        )
+    form = YAML()
+    form.width = 120
+    dag, values = (form.load((source / file).read_text("utf-8")) for file in (DAG, PARAMS))
     for name in dropped:
         without(dag, name)
         values.pop(name, None)
-    values["prepare_data"]["root"] = str(source.resolve() / values["prepare_data"]["root"])
-    optional = {f"{name}.{key}" for name in values for key in optional_parameters(stage_config(name))}
-    with_settings(values, settings, optional)
-    if not any(setting.startswith("prepare_data.root=") for setting in settings) and "prepare_data.dataset=folder" in settings:
-        raise InputError("--set prepare_data.dataset=folder: which one? Add --set prepare_data.root=FOLDER, which has one sub-folder of PNG images per class")
-    root = Path(str(values["prepare_data"]["root"]))
-    if not root.is_absolute() or ROOT in root.parents:  # a path from here, or one inside the project
-        values["prepare_data"]["root"] = os.path.relpath(root.resolve(), folder)
+    with_settings(values, settings)
+    dag = relocated(dag, *(path.resolve().relative_to(ROOT).as_posix() for path in (source, folder)))
     folder.mkdir(parents=True)
     try:
         for file, content in ((DAG, dag), (PARAMS, values)):
             text = io.StringIO()
             form.dump(content, text)
             write_atomic(folder / file, text.getvalue().encode())
-        write_atomic(folder / DAG, rewritten(folder / DAG, (folder / DAG).read_text("utf-8")).encode())
-        params.check(folder / PARAMS, folder / DAG)
+        check_parameters(folder)
     except BaseException:
         for file in (DAG, PARAMS):
             (folder / file).unlink(missing_ok=True)

@@ -1,7 +1,8 @@
-"""Print the ends of the configured noise schedule, and warn where sampling from pure noise would be wrong.
+"""Print noise schedules over time, and warn where sampling from pure noise would be wrong.
 
-python -m stages.show_schedule                       that of params.yaml
-python -m stages.show_schedule --schedule cosine     another one, with its options there
+\b
+python -m tools.show_schedule                                   that of params.yaml
+python -m tools.show_schedule cosine linear --out schedules.png others, with their options there, drawn side by side
 """
 
 from __future__ import annotations
@@ -10,34 +11,60 @@ from pathlib import Path
 
 import click
 
-from ldm import choices
+from ldm.artifacts import write_atomic
+from ldm.diffusion.schedule import Schedule, schedules
 from ldm.errors import InputError
-from stages.cli import PARAMS, read_section, run_command, warn
+from ldm.lazy import torch
+from stages.runner.command import run_command
+from stages.runner.figures import new_figure, png_of
+from stages.runner.parameters import PARAMS, read_section
+from stages.runner.run import warn
 
 SECTION = "train_diffusion"
 
 
 @click.command(help=__doc__)
-@click.option("--params", type=click.Path(path_type=Path), default=PARAMS, show_default=True, help="Parameter file.")
+@click.argument("names", nargs=-1)
+@click.option("--params", type=Path, default=PARAMS, show_default=True, help="Parameter file.")
 @click.option("--section", default=SECTION, show_default=True, help="Its section.")
-@click.option("--schedule", "name", help="Another schedule of that section.")
-def command(params: Path, section: str, name: str | None) -> None:
-    import torch
-
+@click.option("--out", type=Path, help="A PNG file to draw them in.")
+def command(names: tuple[str, ...], params: Path, section: str, out: Path | None) -> None:
     values = read_section(params, section)
     values = values.get(SECTION, values)  # the section of a toy holds that of the training
-    if not isinstance(values.get("schedules"), dict) or "schedule" not in values:
-        raise InputError(f"{params}: the section {section!r} has no schedule; choose that of a training, such as {SECTION}")
-    name = name or values["schedule"]
-    if name not in values["schedules"]:
-        raise InputError(f"{params}: schedules.{name}: no options are given; known here are {', '.join(values['schedules'])}")
-    schedule = choices.build("schedules", name, values["schedules"][name])
-    t = schedule.snap(torch.tensor([1e-3, 0.25, 0.5, 0.75, 1.0], dtype=torch.float64))
-    print(f"{name}\n{'t':>8} {'alpha':>12} {'sigma':>12} {'SNR':>12}")
-    for row in zip(t, schedule.alpha(t), schedule.sigma(t), (2 * schedule.half_log_snr(t)).exp(), strict=True):
-        print(f"{row[0]:8.4g} " + " ".join(f"{value:12.6g}" for value in row[1:]))
+    if not isinstance(values, dict) or "schedule" not in values:
+        raise InputError(
+            f"{params}: the section {section!r} has no schedule; choose that of a training, such as {SECTION}"
+        )
+    options = values.get("schedules") or {}
+    chosen = {name: schedules.build(name, options.get(name)) for name in names or [values["schedule"]]}
+    for name, schedule in chosen.items():
+        show(name, schedule)
+    if out:
+        write_atomic(out, figure(chosen))
+
+
+def show(name: str, schedule: Schedule) -> None:
+    """Print a schedule at five times."""
+    level = schedule.at(torch.tensor([1e-3, 0.25, 0.5, 0.75, 1.0], dtype=torch.float64))
+    print(f"{name}\n{'t':>8} {'alpha_t':>12} {'sigma_t':>12} {'SNR':>12}")
+    for t, alpha_t, sigma_t, snr in zip(*level, (level.alpha_t / level.sigma_t) ** 2, strict=True):
+        print(f"{t:8.4g} {alpha_t:12.6g} {sigma_t:12.6g} {snr:12.6g}")
     print(f"terminal SNR {schedule.terminal_snr():.4g}")
     warn("show_schedule", schedule.wrong_start())
+
+
+def figure(chosen: dict[str, Schedule]) -> bytes:
+    """PNG: how much signal is left over time."""
+    picture = new_figure(9, 3)
+    signal, ratio = picture.subplots(1, 2)
+    t = torch.linspace(1e-3, 1, 1000, dtype=torch.float64)
+    for name, schedule in chosen.items():
+        signal.plot(t, schedule.alpha_t(t) ** 2, label=name)
+        ratio.plot(t, 2 * schedule.half_log_snr(t))
+    signal.set(xlabel="t", ylabel="α² (in a chain, the product of 1 − β)")
+    ratio.set(xlabel="t", ylabel="log SNR", ylim=(-15, 15))
+    signal.legend()
+    return png_of(picture)
 
 
 if __name__ == "__main__":

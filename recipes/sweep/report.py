@@ -7,31 +7,38 @@ from typing import Any
 
 from ldm.config import Section
 from ldm.errors import InputError
-from stages.cli import Job, stage
+from stages.runner.command import stage
+from stages.runner.figures import new_figure, png_of
+from stages.runner.run import Run
 
 
 class Config(Section):
-    """Nothing to set."""
+    """The report has no parameters."""
 
 
-def run(job: Job[Config]) -> None:
+def compute(run: Run[Config]) -> None:
     found: dict[tuple[str, int], dict[str, Any]] = {}
-    for path in sorted(job.inputs["points"].glob("*/point.json")):
+    for path in sorted(run.inputs["points"].glob("*/point.json")):
         try:
             point = json.loads(path.read_text("utf-8"))
-            found[point["sampler"], point["evaluations"]] = point  # two numbers of evaluations may allow for the same steps
+            found[point["sampler"], point["evaluations"]] = point  # two budgets may allow for the same steps
         except (ValueError, KeyError, TypeError):
-            raise InputError(f"{path} is not a point of the sweep; remove it, and run 'dvc repro recipes/sweep/dvc.yaml'") from None
+            raise InputError(
+                f"{path} is not a point of the sweep; remove it, and run 'dvc repro recipes/sweep/dvc.yaml'"
+            ) from None
     if not found:
-        raise InputError(f"{job.inputs['points']} holds no points; run 'dvc repro recipes/sweep/dvc.yaml'")
+        raise InputError(f"{run.inputs['points']} holds no points; run 'dvc repro recipes/sweep/dvc.yaml'")
     points = [found[key] for key in sorted(found)]
-    job.write("sweep.png", figure(points))
-    job.write("table.md", markdown(points).encode())
+    run.write("sweep.png", figure(points))
+    run.write("table.md", markdown(points).encode())
 
 
 def markdown(points: list[dict[str, Any]]) -> str:
-    """One line a point."""
-    lines = ["| sampler | steps | function evaluations | FID / floor | seconds per 10,000 images |", "|---|---|---|---|---|"]
+    """One line per point."""
+    lines = [
+        "| sampler | steps | function evaluations | FID / floor | seconds per 10,000 images |",
+        "|---|---|---|---|---|",
+    ]
     for p in points:
         ratio = f"{p['fid_over_floor']:.2f} ± {p['spread']:.2f}"
         lines.append(f"| {p['sampler']} | {p['steps']} | {p['evaluations']} | {ratio} | {p['seconds_per_10k']:.0f} |")
@@ -40,29 +47,26 @@ def markdown(points: list[dict[str, Any]]) -> str:
 
 def figure(points: list[dict[str, Any]]) -> bytes:
     """PNG: FID / floor over function evaluations, and over seconds."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-    from stages.figures import png_of
-
-    picture = Figure(figsize=(9, 3.6), layout="constrained")
+    picture = new_figure(9, 3.6)
     axes = picture.subplots(1, 2, sharey=True)
-    for ax, key, label in zip(axes, ("evaluations", "seconds_per_10k"), ("function evaluations", "seconds per 10,000 images"), strict=True):
+    columns = {"evaluations": "function evaluations", "seconds_per_10k": "seconds per 10,000 images"}
+    for ax, (key, label) in zip(axes, columns.items(), strict=True):
         for sampler in sorted({p["sampler"] for p in points}):
             line = [p for p in points if p["sampler"] == sampler]
-            ax.errorbar([p[key] for p in line], [p["fid_over_floor"] for p in line], [p["spread"] for p in line], marker=".", label=sampler)
+            x, y, spread = ([p[name] for p in line] for name in (key, "fid_over_floor", "spread"))
+            ax.errorbar(x, y, spread, marker=".", label=sampler)
         ax.set(xlabel=label, xscale="log", yscale="log")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.xaxis.get_major_locator().set_params(subs=(1, 2, 5))
+        ax.xaxis.set_minor_formatter("")
         for axis in (ax.xaxis, ax.yaxis):
-            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.set_major_formatter("{x:g}")
         ax.grid(alpha=0.3)
     axes[0].set(ylabel="FID / floor")
     axes[0].legend()
     return png_of(picture)
 
 
-main = stage("sweep_report", Config, run, __doc__)
+main = stage("sweep_report", Config, compute, __doc__, recipe="recipes/sweep")
 
 if __name__ == "__main__":
     main()

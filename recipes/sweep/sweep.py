@@ -1,8 +1,8 @@
 """One point of quality against effort: a sampler and a number of function evaluations, its FID / floor and its seconds.
 
-It serves choices, so the floor is the validation images' distance to the training images, at the same n.
-A function evaluation is one pass of a network, the guide's too, per sample. The seconds, decoding
-included, are those at the pace of the fastest batch, since machines are shared.
+It serves choices, so the floor is the validation images' distance to the training images, at the same n. A function
+evaluation is one pass of a network, the guide's too, per sample. The seconds, decoding included, are those at the pace
+of the fastest batch, since machines are shared.
 """
 
 from __future__ import annotations
@@ -10,94 +10,98 @@ from __future__ import annotations
 import json
 import time
 from bisect import bisect_right
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
+import numpy as np
 from pydantic import Field
 
-from ldm import choices
-from ldm.config import ChoiceSection, OptionTable, choice
+from ldm import metrics, networks
+from ldm.config import Count
+from ldm.diffusion.denoiser import Denoiser
 from ldm.errors import InputError
-from stages.cli import Job, stage
-from stages.progress import track
-from stages.sample import Guidance
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ldm.denoiser import Guided
-
-
-class Config(ChoiceSection):
-    """The point, and how it is measured."""
-
-    seed: int = Field(ge=0, lt=2**63, description="seed of the samples' random streams, and of the resamples")
-    n: int = Field(ge=1, description="samples; the validation split must have as many images")
-    batch_size: int = Field(ge=1, description="samples drawn at once")
-    resamples: int = Field(ge=2, description="bootstrap resamples for the spread of the distance")
-    evaluations: int = Field(ge=1, description="function evaluations a sample, at most")
-    sampler: str = choice("samplers", "the sampler")
-    samplers: OptionTable
-    spacing: str = choice("spacings", "where the noise levels of the steps lie")
-    spacings: OptionTable
-    guidance: Guidance
+from ldm.lazy import Tensor, torch
+from ldm.networks.latents import Standardiser
+from ldm.sampling.guidance import Guided
+from ldm.sampling.levels import Spacing
+from ldm.sampling.reverse import Streams, last_state, sample_batches, states
+from ldm.sampling.samplers import Sampler
+from stages.runner.command import stage
+from stages.runner.progress import bar
+from stages.runner.run import Run
+from stages.sample import HowToSample
 
 
-def run(job: Job[Config]) -> None:
-    import numpy as np
-    import torch
+class Config(HowToSample):
+    """The point, and how it is measured; the validation split must have n images.
 
-    from ldm.autoencoder import decode_images, from_artifact
-    from ldm.classifier import Classifier, in_batches
-    from ldm.denoiser import Guided
-    from ldm.frechet import bootstrap_spread, frechet_distance, moments
-    from ldm.latents import Standardiser
-    from ldm.quality import subset
-    from ldm.sampling import Streams, last_state, states
+    resamples: bootstrap resamples for the spread of the distance
+    evaluations: function evaluations per sample, at most
+    """
 
-    config, inputs = job.config, job.load_all()
-    features, denoiser = inputs["features"], Guided.from_artifacts(inputs["denoiser"], inputs["guide"], **config.guidance.model_dump(), device=job.device)
+    resamples: Annotated[int, Field(ge=2)] = 20
+    evaluations: Count
+
+
+def compute(run: Run[Config]) -> None:
+    config, inputs = run.config, run.load_all()
+    features = inputs["features"]
+    guidance = config.guidance.model_dump()
+    denoiser = Guided.from_artifacts(inputs["denoiser"], inputs["guide"], **guidance, device=run.device)
     if len(features["validation"]) < config.n:
-        raise InputError(f"n {config.n} is more than the {len(features['validation'])} validation images that make the floor; lower sweep.n")
-    train, held_out = moments(features["train"].numpy(), "training images"), subset(features["validation"], config.n, config.seed)
-    floor = frechet_distance(moments(held_out.numpy(), "validation images"), train)
-    vae, standardiser = from_artifact(inputs.get("vae")).to(job.device), Standardiser.from_artifact(inputs["latents"], job.device)
-    sampler, spacing = (choices.build(*config.chosen(word)) for word in ("sampler", "spacing"))
-    most = min(config.evaluations, denoiser.schedule.steps or config.evaluations)
-    steps = bisect_right(range(1, most + 1), config.evaluations, key=lambda n: passes(denoiser, sampler, spacing, n))
+        raise InputError(
+            f"n {config.n} is more than the {len(features['validation'])} validation images that make the floor; "
+            "lower sweep.n"
+        )
+    moments, distance = metrics.frechet.moments, metrics.frechet.frechet_distance
+    train = moments(features["train"].numpy(), "training images")
+    validation = metrics.quality.subset(features["validation"], config.n, config.seed)
+    floor = distance(moments(validation.numpy(), "validation images"), train)
+    vae = networks.autoencoder.from_artifact(inputs.get("vae"), run.device)
+    standardiser = Standardiser.from_artifact(inputs["latents"], run.device)
+    sampler, spacing = config.build("sampler"), config.build("spacing")
+    most = min(config.evaluations, denoiser.schedule.length or config.evaluations)
+    steps = bisect_right(
+        range(1, most + 1), config.evaluations, key=lambda n: count_passes(denoiser, sampler, spacing, n)
+    )
     if not steps:
         raise InputError(f"evaluations {config.evaluations} are not enough for one step of {config.sampler}")
-    sigmas = spacing(denoiser.schedule, steps)
+    batches = sample_batches(
+        denoiser,
+        sampler,
+        spacing(denoiser.schedule, steps),
+        inputs["denoiser"].config["shape"],
+        [part.tolist() for part in torch.arange(config.n).split(config.batch_size)],
+        seed=config.seed,
+        device=run.device,
+    )
     images: list[Tensor] = []
-    paces: list[float] = []  # seconds an image
-    with torch.inference_mode():
-        for part in track(torch.arange(config.n).split(config.batch_size), config.n, "img", job.name, len):
+    paces: list[float] = []  # seconds per image
+    with torch.inference_mode(), bar(config.n, "img", run.name) as progress:
+        begin = time.perf_counter()
+        for batch in batches:
+            z = standardiser.unstandardise(batch.x)
+            images.append(networks.autoencoder.decode_images(vae, z).cpu())
+            paces.append((time.perf_counter() - begin) / len(z))
+            progress.update(len(z))
             begin = time.perf_counter()
-            noise = Streams(config.seed, part.tolist(), inputs["denoiser"].config["shape"], job.device)
-            x = last_state(states(denoiser.given_streams(noise, None), sampler, sigmas, noise)).float()
-            images.append(decode_images(vae, standardiser.restore(x)).cpu())
-            paces.append((time.perf_counter() - begin) / len(part))
-    network = Classifier.from_artifact(inputs["classifier"]).to(job.device)
-    of = in_batches(network.features, torch.cat(images).to(job.device)).cpu().numpy()
+    network = networks.classifier.Classifier.from_artifact(inputs["classifier"], run.device)
+    drawn = networks.classifier.in_batches(network.features, torch.cat(images).to(run.device)).cpu().numpy()
+    spread = metrics.frechet.bootstrap_spread(drawn, train, config.resamples, np.random.default_rng(config.seed))
     values: dict[str, Any] = {
         "data": inputs["images"].config["data"],
         "n": config.n,
         "sampler": config.sampler,
         "steps": steps,
-        "evaluations": passes(denoiser, sampler, spacing, steps),
-        "fid_over_floor": frechet_distance(moments(of, "samples"), train) / floor,
-        "spread": bootstrap_spread(of, train, config.resamples, np.random.default_rng(config.seed)) / floor,
-        "seconds_per_10k": 10_000 * min(paces),  # at the pace of the fastest batch: others share the machine
+        "evaluations": count_passes(denoiser, sampler, spacing, steps),
+        "fid_over_floor": distance(moments(drawn, "samples"), train) / floor,
+        "spread": spread / floor,
+        "seconds_per_10k": 10_000 * min(paces),
     }
-    job.write("point.json", json.dumps(values, indent=1).encode())
+    run.write("point.json", json.dumps(values, indent=1).encode())
 
 
-def passes(guided: Guided, sampler: Any, spacing: Any, steps: int) -> int:
-    """How often a sample passes through a network in so many steps: counted by a run on a network that does nothing else."""
-    import torch
-
-    from ldm.denoiser import Denoiser, Guided
-    from ldm.sampling import Streams, last_state, states
-
+def count_passes(guided: Guided, sampler: Sampler, spacing: Spacing, steps: int) -> int:
+    """How often a sample passes through a network in so many steps: counted by a run on a network that does nothing."""
     calls: list[Tensor] = []
 
     def network(x: Tensor, t: Tensor) -> Tensor:
@@ -105,13 +109,13 @@ def passes(guided: Guided, sampler: Any, spacing: Any, steps: int) -> int:
         return torch.zeros_like(x)
 
     idle: Any = network
-    main, guide = (Denoiser(idle, of.schedule, of.target) for of in (guided.main, guided.guide))
+    main, guide = (Denoiser(idle, part.schedule, part.prediction) for part in (guided.main, guided.guide))
     counted = Guided(main, guide, weight=guided.weight, sigma_min=guided.interval[0], sigma_max=guided.interval[1])
     last_state(states(counted, sampler, spacing(guided.schedule, steps), Streams(0, [0], (1, 1, 1))))
     return len(calls)
 
 
-main = stage("sweep", Config, run, __doc__)
+main = stage("sweep", Config, compute, __doc__, recipe="recipes/sweep")
 
 if __name__ == "__main__":
     main()

@@ -1,123 +1,138 @@
-"""A toy distribution from end to end: draw points, train a denoiser, sample, judge the samples, and draw figures.
+"""A toy distribution from end to end: draw points, train a denoiser, sample, score the samples, and draw figures.
 
-Training and sampling are the stages train_diffusion and sample themselves, run on points (d, 1, 1)
-in the place of latents.
+Training and sampling are the stages train_diffusion and sample themselves, run on points (d, 1, 1) in the place of
+latents.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
+import numpy as np
 from pydantic import Field
 
-from ldm import choices
-from ldm.config import ChoiceSection, OptionTable, Section, choice
+from ldm.config import Options, Section, Seed, choice
+from ldm.data.toys import Points, Toy, energy_distance, sliced_wasserstein, toys
+from ldm.diffusion.denoiser import Denoiser
+from ldm.lazy import Tensor, torch
+from ldm.networks.latents import Posterior, Standardiser
+from ldm.sampling.likelihood import log_likelihood
+from recipes.toys import figures
 from stages import sample, train_diffusion
-from stages.cli import Job, stage
+from stages.runner.command import stage
+from stages.runner.run import Run
 
-if TYPE_CHECKING:
-    from numpy.random import Generator
-
-    from ldm.toy import Points as Points2D
-    from ldm.toy import Toy
+TRUTH = 2000  # points at which the density, and by which the distances, are taken at most
 
 
-class Points(ChoiceSection):
-    """The distribution."""
+class Distribution(Section):
+    """The distribution, and how many points of it.
 
-    seed: int = Field(ge=0, lt=2**63, description="seed of the points")
-    n: int = Field(ge=100, description="points of the training set; as many again are the truth that samples are judged by")
-    toy: str = choice("toys", "the distribution")
-    toys: OptionTable
+    seed: seed of the points
+    n: points of the training set; as many again are the truth that samples are scored by
+    toy: the distribution
+    """
+
+    seed: Seed
+    n: Annotated[int, Field(ge=100)]
+    toy: str = choice(toys)
+    toys: Options
 
 
 class Config(Section):
     """A toy: its points, its training and its sampling."""
 
-    points: Points
+    points: Distribution
     train_diffusion: train_diffusion.Config
     sample: sample.Config
 
 
-def run(job: Job[Config]) -> None:
-    import numpy as np
-
-    from ldm.latents import Standardiser
-
-    points, rng = job.config.points, np.random.default_rng(job.config.points.seed)
-    toy: Toy = choices.build(*points.chosen("toy"))
+def compute(run: Run[Config]) -> None:
+    points, rng = run.config.points, np.random.default_rng(run.config.points.seed)
+    toy: Toy = points.build("toy")
     drawn = {split: toy.draw(points.n, rng) for split in ("train", "validation", "test")}
 
-    def part(config: Any, *kinds: str) -> Job[Any]:
-        name = f"{job.name}.{type(config).__module__.rpartition('.')[2]}"  # the states of the parts lie apart
-        return replace(job, name=name, config=config, inputs={kind: job.outputs[f"{kind}.safetensors"] for kind in kinds})
+    def part(name: str, *kinds: str) -> Run[Any]:
+        inputs = {kind: run.outputs[f"{kind}.safetensors"] for kind in kinds}
+        # the checkpoints of the parts lie apart
+        return replace(run, name=f"{run.name}.{name}", config=getattr(run.config, name), inputs=inputs)
 
-    save_points(part(points), drawn)
-    train_diffusion.run(part(job.config.train_diffusion, "latents"))
-    sample.run(part(job.config.sample, "denoiser", "guide"))
-    made = part(job.config.sample, "latents", "denoiser", "samples")
-    standardiser = Standardiser.from_artifact(made.load("latents"))
-    samples = standardiser.restore(made.load("samples")["samples"].double()).flatten(1).numpy()
-    job.write("metrics.json", json.dumps(judge(toy, samples, drawn["test"], drawn["validation"], rng), indent=1).encode())
-    draw_figures(made)
+    save_points(part("points"), drawn)
+    train_diffusion.compute(part("train_diffusion", "latents"))
+    sample.compute(part("sample", "denoiser", "guide"))
+    sampled = part("sample", "latents", "denoiser", "samples")
+    latents, samples = sampled.load("latents"), sampled.load("samples")
+    denoiser, standardiser = Denoiser.from_artifact(sampled.load("denoiser")), Standardiser.from_artifact(latents)
+    sigmas = sampled.config.build("spacing")(denoiser.schedule, sampled.config.steps)
+    x = standardiser.unstandardise(samples["samples"].double()).flatten(1).numpy()
+    scores = score(toy, x, drawn["test"], drawn["validation"], rng)
+    scores |= nats(toy, denoiser, standardiser, sigmas, drawn["test"][:TRUTH])
+    run.write("metrics.json", json.dumps(scores, indent=1).encode())
+    draw_figures(sampled, denoiser, standardiser, sigmas)
 
 
-def save_points(job: Job[Points], drawn: dict[str, Points2D]) -> None:
+def save_points(run: Run[Distribution], drawn: dict[str, Points]) -> None:
     """Points as latents whose posterior has no spread."""
-    import torch
-
-    from ldm.latents import Standardiser
-
-    tensors: dict[str, torch.Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for split, x in drawn.items():
         mean = torch.from_numpy(x).float()[:, :, None, None]  # (n, d, 1, 1)
         tensors |= {f"{split}_mean": mean, f"{split}_log_variance": torch.full_like(mean, -80)}
-    moments = Standardiser.fit(tensors["train_mean"], tensors["train_log_variance"])
-    job.save("latents", tensors | {"channel_mean": moments.mean, "channel_std": moments.std})
+    moments = Standardiser.fit(Posterior(tensors["train_mean"], tensors["train_log_variance"]))
+    run.save("latents", tensors | {"channel_mean": moments.mean, "channel_std": moments.std})
 
 
-def judge(toy: Toy, x: Points2D, truth: Points2D, more_truth: Points2D, rng: Generator) -> dict[str, Any]:
-    """Distances of samples to the truth, in units of the truth's deviation; `floor_…` are those of the truth to itself."""
-    from ldm.toy import energy_distance, sliced_wasserstein
-
-    unit, n = truth.std(), min(len(x), len(truth), 2000)
+def score(toy: Toy, x: Points, truth: Points, more_truth: Points, rng: np.random.Generator) -> dict[str, Any]:
+    """Distances of samples to the truth, in units of its deviation; `floor_…` are those of the truth to itself."""
+    unit, n = truth.std(), min(len(x), len(truth), TRUTH)
     row: dict[str, Any] = {"n": len(x)}
     for prefix, points in (("", x), ("floor_", more_truth[: len(x)])):
         row[f"{prefix}sliced_wasserstein"] = sliced_wasserstein(points / unit, truth / unit, 100, rng)
         row[f"{prefix}energy_distance"] = energy_distance(points[:n] / unit, truth[:n] / unit)
-    return row | toy.judge(x)
+    return row | toy.score_samples(x)
 
 
-def draw_figures(job: Job[sample.Config]) -> None:
-    import torch
+def nats(
+    toy: Toy, denoiser: Denoiser, standardiser: Standardiser, sigmas: Tensor, truth: Points
+) -> dict[str, float | None]:
+    """Mean −log p of true points (n, d), by the model and by the truth itself, whose mean is its entropy; None without one.
 
-    from ldm.denoiser import Denoiser
-    from ldm.latents import Standardiser, draw
-    from stages import toy_figures as figures
+    The model's is that of the points with the noise of the smallest level, by the probability-flow ODE.
+    """
+    log_density = toy.log_density(truth)
+    if log_density is None:
+        return {"nats": None, "entropy": None}
+    z = standardiser.standardise(torch.from_numpy(truth)[:, :, None, None])
+    finite = sigmas[sigmas.isfinite()]
+    log_p = log_likelihood(denoiser, z, finite) - standardiser.std.log().sum()
+    return {"nats": -log_p.mean().item(), "entropy": float(-log_density.mean())}
 
-    config, latents, samples = job.config, job.load("latents"), job.load("samples")
-    denoiser = Denoiser.from_artifact(job.load("denoiser"))
-    schedule = denoiser.schedule
-    sigmas = choices.build(*config.chosen("spacing"))(schedule, config.steps)  # (N + 1,)
+
+def draw_figures(run: Run[sample.Config], denoiser: Denoiser, standardiser: Standardiser, sigmas: Tensor) -> None:
+    """All figures of a toy; sigmas: (N + 1,)."""
+    latents, samples, schedule = run.load("latents"), run.load("samples"), denoiser.schedule
     reverse = samples["trajectory"].flatten(2).transpose(0, 1).double()  # (N + 1, n, d)
-    data = Standardiser.from_artifact(latents).standardise(draw(latents["test_mean"], latents["test_log_variance"], torch.zeros(1))).flatten(1).double()
-    data = data[: reverse.shape[1]]
+    points = Posterior(latents["test_mean"], latents["test_log_variance"]).draw(torch.zeros(1))
+    data = standardiser.standardise(points).flatten(1).double()[: reverse.shape[1]]
     eps = torch.randn(data.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    t = torch.cat([schedule.t(-sigmas[:-1].log()), torch.zeros(1)])
-    alpha, sigma = (torch.cat([level(t[:-1]), torch.tensor([end])])[:, None, None] for level, end in ((schedule.alpha, 1.0), (schedule.sigma, 0.0)))
-    unit = (alpha**2 + sigma**2).sqrt()
-    forward = (alpha * data + sigma * eps) / unit
+    levels = [schedule.at_sigma(sigma) for sigma in sigmas[:-1]]
+    t, alpha_t, sigma_t = (
+        torch.tensor([*map(float, values), end], dtype=torch.float64)
+        for values, end in zip(zip(*levels, strict=True), (0.0, 1.0, 0.0), strict=True)
+    )
+    alpha_t, sigma_t = alpha_t[:, None, None], sigma_t[:, None, None]
+    unit = (alpha_t**2 + sigma_t**2).sqrt()
+    forward = (alpha_t * data + sigma_t * eps) / unit
     paths = {"forward": forward.numpy(), "reverse": (reverse / unit).numpy()}
     for name, path in paths.items():
-        job.write(f"{name}.png", figures.process(path, t.numpy(), f"{name} process"))
-    job.write("densities.png", figures.densities(paths["forward"], paths["reverse"], t.numpy()))
-    job.write("score.png", figures.score_field(denoiser, sigmas[:-1], data.shape[1]))
-    job.write("animation.gif", figures.animation(paths["reverse"], t.numpy()))
+        run.write(f"{name}.png", figures.process(path, t.numpy(), f"{name} process"))
+    run.write("densities.png", figures.densities(paths["forward"], paths["reverse"], t.numpy()))
+    run.write("score.png", figures.fields(denoiser, sigmas[:-1], data.shape[1]))
+    run.write("animation.gif", figures.animation(paths["reverse"], t.numpy()))
 
 
-main = stage("toy", Config, run, __doc__)
+main = stage("toy", Config, compute, __doc__, recipe="recipes/toys")
 
 if __name__ == "__main__":
     main()

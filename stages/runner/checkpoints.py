@@ -1,115 +1,147 @@
-"""What a run keeps while it runs, so that it can be taken up again after any interruption.
+"""Checkpoints: the states that a run keeps while it runs, so that it can be resumed after any interruption.
 
-A run's states lie in `scratch/<stage>/<key>/`, which git and DVC ignore. The key is a hash over all
-that the run depends on, so the states of other parameters, inputs, code or machines are never taken.
+They lie in `checkpoints/<stage>/<key>/`, which git and DVC ignore. The key is a hash over all that the run depends on,
+so the states of other parameters, inputs, code or machines are never taken up. They stay for a week.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
+import platform
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import Any
 
-import psutil
-
+from ldm import artifacts, training
 from ldm.errors import InputError, Interrupted
-from stages.cli import warn
+from ldm.lazy import Tensor, torch
+from stages.runner.run import Run, warn
 
-if TYPE_CHECKING:
-    from types import FrameType
-
-    from torch import Tensor
-
-    from stages.cli import Job
-
-SCRATCH = Path("scratch")
-KEPT = 2  # states of a run
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = Path("checkpoints")
+STATES = 2  # that are kept of a run
+WEEK = 7 * 24 * 3600
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-MIB = 1 << 20
 
 
-def key_of(job: Job[Any]) -> str:
-    """A hash over parameters, input artifacts, code, torch's version, the type of device, and processes and their threads."""
-    import torch
-
-    from ldm.parallel import world
-
-    loaded = [(name, getattr(module, "__file__", None)) for name, module in sys.modules.items()]
-    code = {Path(file).resolve() for name, file in loaded if file and name.partition(".")[0] in ("ldm", "stages", "__main__")}
-    facts = {
-        "parameters": job.config.resolved(),
-        "inputs": {kind: _digest(path) for kind, path in job.inputs.items() if path.exists()},  # one that is not read may be missing
-        "code": sorted((path.parent.name, path.name, _digest(path)) for path in code),
+def facts_of(run: Run[Any]) -> dict[str, Any]:
+    """All that the result of a run depends on."""
+    main = Path(getattr(sys.modules["__main__"], "__file__", None) or __file__).resolve()
+    folders = {ROOT / "ldm", ROOT / "stages"} | ({main.parent} if ROOT / "recipes" in main.parents else set())
+    files = sorted(path for folder in folders for path in folder.rglob("*.py"))
+    optimisation = getattr(run.config, "optimisation", None)
+    return {
+        "parameters": run.config.resolved(),
+        "inputs": {kind: _digest(path) for kind, path in run.inputs.items() if path.exists()},
+        "code": {str(path.relative_to(ROOT)): _digest(path) for path in files},
         "torch": torch.__version__,
+        "precision": optimisation.precision.on(run.device_type) if optimisation else "fp32",
         "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "device": job.device.partition(":")[0],
-        "processes": world(),
-        "threads": torch.get_num_threads() if job.device == "cpu" else 0,
+        "device": run.device_type,
+        "processes": training.distributed.world_size(),
+        "cpu": f"{cpu_kind()}, {torch.get_num_threads()} threads" if run.device_type == "cpu" else "",
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def cpu_kind() -> str:
+    """The vendor and the vector units of the CPU, on which the bits of a result depend."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return platform.machine()
+    values = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    units = {"avx2", "avx512f", "avx512_bf16", "amx_bf16"} & set(values.get("flags", "").split())
+    return " ".join([platform.machine(), values.get("vendor_id", ""), *sorted(units)])
 
 
-class Scratch:
-    """The states of one run, or of one process's share of it; `open_scratch` gives one."""
+def first_difference(here: Any, there: Any, path: str = "") -> str | None:
+    """The first place in which two nested mappings differ, in words; None where they are equal."""
+    if isinstance(here, dict) and isinstance(there, dict):
+        for key in [*here, *(key for key in there if key not in here)]:
+            difference = first_difference(here.get(key), there.get(key), f"{path}.{key}".lstrip("."))
+            if difference:
+                return difference
+        return None
+    return None if here == there else f"{path} is {there} there and {here} here"
 
-    def __init__(self, job: Job[Any], folder: Path, prefix: str = "") -> None:
-        self.job, self.folder, self.prefix = job, folder, prefix
+
+class Checkpoints:
+    """The states of one run, or of one process's slice of it.
+
+    From its making on, SIGINT and SIGTERM are noted in `signal`, and do not end the run; from `finished` on they end
+    it at once.
+    """
+
+    def __init__(self, run: Run[Any]) -> None:
+        self.run, self.rank = run, training.distributed.rank()
+        facts = facts_of(run)
+        key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        self.folder = FOLDER / run.name / key
+        self.prefix = f"process{self.rank}-" if self.rank else ""
         self.signal = 0  # the one that asks to stop
         self._saved = time.monotonic()
+        if not self.rank:
+            self._look_at_others(facts)
+            artifacts.write_atomic(self.folder / "facts.json", json.dumps(facts).encode())
+        for stray in self.folder.glob(f".{self.prefix}[0-9]*.tmp"):
+            stray.unlink(missing_ok=True)
+        for path in self._paths() if not run.resume else ():
+            path.unlink()
+        for number in SIGNALS:
+            signal.signal(number, self._note)
+
+    def _look_at_others(self, facts: dict[str, Any]) -> None:
+        """Say which unfinished runs of this stage have left states, and remove what is older than a week."""
+        for file in sorted((FOLDER / self.run.name).glob("*/facts.json")):
+            states = list(file.parent.glob("*.safetensors"))
+            if time.time() - max(path.stat().st_mtime for path in [file, *states]) > WEEK:
+                shutil.rmtree(file.parent, ignore_errors=True)
+            elif states and file.parent != self.folder and not (file.parent / "finished").exists():
+                difference = first_difference(facts, json.loads(file.read_text("utf-8")))
+                print(
+                    f"{self.run.name}: an unfinished run has left states in {file.parent} "
+                    f"({(difference or '').removeprefix('parameters.')}); python -m tools.check --clean removes them",
+                    file=sys.stderr,
+                )
 
     def due(self) -> bool:
         """Whether an interval has passed since the last state."""
-        return time.monotonic() - self._saved >= self.job.save_every
+        return time.monotonic() - self._saved >= self.run.save_every
 
     def save(self, number: int, tensors: dict[str, Tensor]) -> None:
         """Keep a state, the last two in all. A full disk costs no more than this state."""
-        from ldm import artifacts
-
         try:
-            artifacts.save(self.folder / f"{self.prefix}{number:09d}.safetensors", "state", tensors, {"stage": self.job.name})
-            for old in self._paths()[:-KEPT]:
-                old.unlink()
+            path = self.folder / f"{self.prefix}{number:09d}.safetensors"
+            artifacts.save(path, "state", tensors, {"stage": self.run.name})
+            for old in self._paths()[:-STATES]:
+                old.unlink(missing_ok=True)
         except OSError as error:
-            warn(self.job.name, f"the state could not be kept in {self.folder} ({error.strerror}); free space there")
+            warn(self.run.name, f"no state could be kept in {self.folder} ({error.strerror}); free space there")
         self._saved = time.monotonic()
-
-    def interrupted(self, number: int) -> Interrupted:
-        """What to raise after a signal."""
-        paths = self._paths()
-        how = f"run the same command again, or dvc repro, to go on from {paths[-1]}" if paths else "nothing could be kept of this run"
-        return Interrupted(f"interrupted; {how}", 128 + number)
 
     def latest(self) -> dict[str, Tensor] | None:
         """The last state that is whole, or None. A corrupt one is named and passed over."""
-        from ldm import artifacts
-
         for path in reversed(self._paths()):
             try:
                 state = artifacts.load(path, "state")
             except (InputError, OSError):
-                warn(self.job.name, f"{path} is corrupt, and left out")
+                warn(self.run.name, f"{path} is corrupt, and left out")
                 path.replace(path.with_suffix(".corrupt"))
                 continue
-            print(f"{self.job.name}: going on from {path}", file=sys.stderr)
+            print(f"{self.run.name}: resuming from {path}", file=sys.stderr)
             return state.tensors
         return None
 
-    def note(self, number: int, frame: FrameType | None) -> None:
-        """The signals' handler while the run is under way: the state is kept first."""
-        self.signal = number
+    def interrupted(self, number: int) -> Interrupted:
+        """What to raise after a signal."""
+        paths = self._paths()
+        how = f"run the same command again, or dvc repro, to resume from {paths[-1]}" if paths else "no state was kept"
+        return Interrupted(f"interrupted; {how}", 128 + number)
 
     def finished(self) -> None:
         """The last state is kept: from now on a signal ends the run at once."""
@@ -119,76 +151,16 @@ class Scratch:
 
         for number in SIGNALS:
             signal.signal(number, stop)
+        if not self.rank:
+            artifacts.write_atomic(self.folder / "finished", b"")
 
-    def clear(self) -> None:
-        """Remove the states."""
-        for path in self._paths():
-            path.unlink()
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob(f"{self.prefix}[0-9]*.safetensors"))
 
 
-def open_scratch(job: Job[Any]) -> Scratch:
-    """The scratch of this run, for this process alone until the whole run has ended.
-
-    SIGINT and SIGTERM are noted in it, and do not end the run. Under torchrun the first process
-    holds it for all. After a success the states of other keys are removed; this run's stay, since
-    DVC can fail after it. Raises: InputError where another process is at the same run.
-    """
-    return job.resources.enter_context(_open(job))
-
-
-@contextmanager
-def _open(job: Job[Any]) -> Iterator[Scratch]:
-    from ldm.parallel import rank
-
-    root, first = SCRATCH / job.name, rank() == 0
-    folder = root / key_of(job)
-    folder.mkdir(parents=True, exist_ok=True)
-    scratch = Scratch(job, folder, "" if first else f"process{rank()}-")
-    with (folder / f"{scratch.prefix}lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"another process is at this very run, and holds {lock.name}; wait for it, or stop it") from None
-        except OSError as error:
-            raise InputError(f"{lock.name} cannot be locked ({error.strerror}); keep the project on a file system that has locks") from None
-        for stray in folder.glob(f".{scratch.prefix}[0-9]*.tmp"):
-            stray.unlink()
-        if job.fresh:
-            scratch.clear()
-        before = {number: signal.signal(number, scratch.note) for number in SIGNALS}
-        try:
-            yield scratch
-            for other in root.iterdir() if first else ():
-                if other.is_dir() and other != folder and not _held(other):
-                    shutil.rmtree(other, ignore_errors=True)
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def _held(folder: Path) -> bool:
-    """Whether a process is at the run of a folder."""
-    try:
-        with (folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
-
-
-def check_space(name: str, folder: Path, disk: int, memory: int, activations: int) -> None:
-    """Before a stage's long run: is there room, in bytes? Raises: InputError. Activations are a rule of thumb, and only warned of."""
-    folder.mkdir(parents=True, exist_ok=True)
-    free, available = shutil.disk_usage(folder).free, psutil.virtual_memory().available
-    if free < disk:
-        raise InputError(f"{folder.resolve()} has {free // MIB} MiB of free disk space, but about {disk // MIB} MiB are needed; free some")
-    if available < memory:
-        raise InputError(f"{available // MIB} MiB of memory are free, but about {memory // MIB} MiB are needed; close other programs")
-    if available < memory + activations:
-        guess = f"perhaps {(memory + activations) // MIB} MiB are needed"
-        warn(name, f"{available // MIB} MiB of memory are free, but {guess}; if it is not enough, lower batch_size")
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from typing import Any
 
 
-def png_of(figure: Figure) -> bytes:
+def new_figure(width: float, height: float) -> Any:
+    """An empty matplotlib figure, in inches."""
+    from matplotlib.figure import Figure  # takes a second to import, for which --help should not wait
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def png_of(figure: Any) -> bytes:
     """The PNG file of a figure, without the date and the version that matplotlib would add."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})

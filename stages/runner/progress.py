@@ -8,17 +8,25 @@ from typing import TextIO, TypeVar
 
 from tqdm import tqdm
 
-from stages.launch import NUMBER
+from stages.runner.processes import RANK
 
 T = TypeVar("T")
 
 
-def bar(total: int, unit: str, label: str, done: int = 0) -> tqdm:
-    """A tqdm bar on standard error, from what is done already; in a log file it is one line every 20 seconds. One process shows it."""
+def bar(total: int, unit: str, label: str, initial: int = 0) -> tqdm:
+    """A tqdm bar on standard error; in a log file it is one line every 20 seconds. Only the first process shows it."""
     terminal = sys.stderr.isatty()
-    file = sys.stderr if terminal else _Lines(sys.stderr)
-    pace = 0.2 if terminal else 20
-    return tqdm(total=total, initial=done, unit=unit, desc=label, file=file, mininterval=pace, dynamic_ncols=terminal, unit_scale=True, disable=NUMBER > 0)
+    return tqdm(
+        total=total,
+        initial=initial,
+        unit=unit,
+        desc=label,
+        file=sys.stderr if terminal else _Lines(sys.stderr),
+        mininterval=0.2 if terminal else 20,
+        dynamic_ncols=terminal,
+        unit_scale=True,
+        disable=RANK > 0,
+    )
 
 
 def track(items: Iterable[T], total: int, unit: str, label: str, size: Callable[[T], int]) -> Iterator[T]:

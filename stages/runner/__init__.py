@@ -1,0 +1,1 @@
+"""What runs a stage: command line, files, progress, checkpoints. Nothing here may change an output, but `figures.py`."""

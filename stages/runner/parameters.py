@@ -1,0 +1,94 @@
+"""Parameter files: YAML in, validated sections out, and the rows of `--help`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from ldm.config import Section, choices_of
+from ldm.errors import InputError
+
+PARAMS = Path("params.yaml")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping (version 1.2, as DVC reads it). Raises: InputError."""
+    try:
+        values = YAML(typ="safe", pure=True).load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing here; run from the folder that holds it") from None
+    except (YAMLError, UnicodeDecodeError, ValueError) as error:
+        raise InputError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold a mapping of sections")
+    return values
+
+
+def read_section(path: Path, name: str) -> dict[str, Any]:
+    """One section of a parameter file. Raises: InputError."""
+    section = read_yaml(path).get(name)
+    if not isinstance(section, dict):
+        raise InputError(f"{path}: the section {name!r} is missing")
+    return section
+
+
+def with_settings(section: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """The section with `key=value` settings applied; keys may be dotted. What is no parameter, its class refuses.
+
+    Raises: InputError.
+    """
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise InputError(f"--set {setting!r} is not of the form KEY=VALUE")
+        place, *inner, last = section, *key.split(".")
+        for i, name in enumerate(inner):
+            place = place.setdefault(name, {})
+            if not isinstance(place, dict):
+                raise InputError(
+                    f"--set {key}: {'.'.join(inner[: i + 1])} is a value, and has no parameters of its own"
+                )
+        try:
+            place[last] = YAML(typ="safe", pure=True).load(text)
+        except (YAMLError, ValueError):  # a date that does not exist is a ValueError
+            raise InputError(f"--set {key}: {text!r} is not a YAML value") from None
+    return section
+
+
+def parameter_rows(config: type[Section], values: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """(name = value, 'type, range: meaning') of every parameter, those of every choice included, whether chosen or not."""
+    rows: list[tuple[str, str]] = []
+    values = values if isinstance(values, dict) else {}
+    registries = choices_of(config)
+    tables = {registry.name: registry for registry in registries.values()}
+    for key, field in config.model_fields.items():
+        annotation: Any = field.annotation
+        if key in tables:
+            table = values.get(key) or {}
+            for name in sorted(tables[key].functions):
+                rows += parameter_rows(tables[key].options(name), table.get(name), f"{prefix}{key}.{name}.")
+        elif isinstance(annotation, type) and issubclass(annotation, Section):
+            rows += parameter_rows(annotation, values.get(key), f"{prefix}{key}.")
+        else:
+            default = "(required)" if field.is_required() else field.get_default(call_default_factory=True)
+            limits = [text for meta in field.metadata if (text := _limit(meta))]
+            names = f" ({', '.join(sorted(registries[key].functions))})" if key in registries else ""
+            about = f"{', '.join([_type_name(annotation), *limits])}: {field.description}{names}"
+            rows.append((f"{prefix}{key} = {values.get(key, default)}", about))
+    return rows
+
+
+def _type_name(annotation: Any) -> str:
+    plain = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    return plain.replace("typing.", "").replace("Annotated", "")
+
+
+def _limit(meta: Any) -> str:
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "multiple_of": "multiple of", "min_length": "length ≥"}
+    return " ".join(
+        f"{sign} {getattr(meta, key)}" for key, sign in signs.items() if getattr(meta, key, None) is not None
+    )

@@ -1,0 +1,96 @@
+"""One run of a stage: its configuration and its files."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from ldm import artifacts
+from ldm.artifacts import Artifact
+from ldm.config import Section
+from ldm.errors import InputError
+from ldm.lazy import Tensor
+from stages.runner.parameters import read_yaml
+
+C = TypeVar("C", bound=Section)
+DAG = Path("dvc.yaml")
+
+
+@dataclass(frozen=True)
+class Run(Generic[C]):
+    """One run of a stage: its configuration, the files that it reads and writes, and the device."""
+
+    name: str
+    config: C
+    inputs: dict[str, Path]  # by file stem, which for an artifact is its kind
+    outputs: dict[str, Path]  # by file name
+    device: str
+    save_every: float = 60.0  # seconds between two checkpoints
+    resume: bool = True  # from the checkpoints that there are
+
+    @property
+    def device_type(self) -> str:
+        """cpu or cuda, without a number."""
+        return self.device.partition(":")[0]
+
+    def load(self, kind: str) -> Artifact:
+        """Read an input artifact. Raises: InputError."""
+        return artifacts.load(self.inputs[kind], kind)
+
+    def load_all(self) -> dict[str, Artifact]:
+        """Read every input artifact of the stage, by kind. Raises: InputError unless they belong together."""
+        loaded = {kind: self.load(kind) for kind in self.inputs}
+        artifacts.merge_lineage(list(loaded.values()))
+        return loaded
+
+    def save(
+        self, kind: str, tensors: Mapping[str, Tensor], parents: Sequence[Artifact] = (), **config: Any
+    ) -> Artifact:
+        """Write the output artifact of a kind, and read it back.
+
+        Its configuration is the resolved section, the type of device, and anything to add.
+        """
+        path = self.outputs[f"{kind}.safetensors"]
+        artifacts.save(path, kind, tensors, self.config.resolved() | {"device": self.device_type} | config, parents)
+        return artifacts.load(path, kind)
+
+    def write(self, file: str, data: bytes) -> None:
+        """Write another output, by its file name."""
+        artifacts.write_atomic(self.outputs[file], data)
+
+
+def files_of(
+    name: str, recipe: Path, sources: Sequence[str], out: Path | None
+) -> tuple[dict[str, Path], dict[str, Path]]:
+    """The data files of a stage as the dvc.yaml of a recipe states them: inputs by stem, outputs by file name.
+
+    Data lie in folders called artifacts; the other dependencies are code. Raises: InputError where dvc.yaml lacks the
+    stage, or a source has an unknown name.
+    """
+    entry = read_yaml(recipe / DAG).get("stages", {}).get(name)
+    if entry is None:
+        raise InputError(f"{recipe / DAG} has no stage {name!r}")
+    base = Path(os.path.normpath(recipe / entry.get("wdir", ".")))
+    inputs = {Path(dep).stem: base / dep for dep in entry.get("deps", []) if "artifacts" in Path(dep).parts}
+    for source in sources:
+        key, _, path = source.partition("=")
+        if key not in inputs or not path:
+            raise InputError(f"--in {source!r}: write NAME=PATH, where NAME is one of {', '.join(inputs) or 'none'}")
+        inputs[key] = Path(path)
+    outs = [path_of(out) for out in entry.get("outs", [])]
+    return inputs, {Path(file).name: out / Path(file).name if out else base / file for file in outs}
+
+
+def path_of(entry: Any) -> str:
+    """The path of an output of dvc.yaml, which may be a mapping from it to its options."""
+    return next(iter(entry)) if isinstance(entry, dict) else entry
+
+
+def warn(name: str, message: str | None) -> None:
+    """A warning on standard error, one line; None says nothing."""
+    if message:
+        print(f"{name}: warning: {message}", file=sys.stderr)

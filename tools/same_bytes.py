@@ -1,0 +1,78 @@
+"""Does an edit change any output? Run the small pipeline at a revision and as it is here, and compare every output.
+
+\b
+python -m tools.same_bytes HEAD             the working tree against the last commit
+python -m tools.same_bytes HEAD --commit    and, where nothing differs, take it over into dvc.lock without a rerun
+
+Tensors are compared by value, other files by bytes. The run is small, but for the sizes it is the pipeline of
+params.yaml, so it proves nothing of a recipe, nor of choices that the pipeline does not make.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+
+from ldm.errors import InputError
+from ldm.lazy import safetensors_torch, torch
+from stages.runner.checkpoints import ROOT
+from stages.runner.command import run_command
+from tools.small import run_in
+
+
+def run_small(code: Path, folder: Path) -> Path:
+    """The small pipeline by the code of a checkout. Raises: InputError where it fails."""
+    done = run_in(code, sys.executable, "-m", "tools.small", str(folder))
+    if done.returncode:
+        raise InputError(f"the small pipeline failed with the code of {code}: {done.stderr.strip().splitlines()[-1]}")
+    return folder / "artifacts"
+
+
+def differences(before: Path, after: Path) -> list[str]:
+    """What differs between two folders of outputs, a line each."""
+    files = [{path.relative_to(root) for path in root.rglob("*.*") if path.is_file()} for root in (before, after)]
+    lines = [
+        f"{path} is there only {'before' if path in files[0] else 'after'}" for path in sorted(files[0] ^ files[1])
+    ]
+    for path in sorted(files[0] & files[1]):
+        a, b = (root / path for root in (before, after))
+        if path.suffix != ".safetensors":
+            lines += [] if a.read_bytes() == b.read_bytes() else [f"{path} differs"]
+            continue
+        old, new = (safetensors_torch.load_file(file) for file in (a, b))
+        names = [n for n in old.keys() | new.keys() if n not in old or n not in new or not torch.equal(old[n], new[n])]
+        lines += [f"{path} differs in {', '.join(sorted(names))}"] if names else []
+    return lines
+
+
+@click.command(help=__doc__)
+@click.argument("revision")
+@click.option("--commit", is_flag=True, help="Where nothing differs: dvc commit -f of the pipeline's stages.")
+def command(revision: str, commit: bool) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        checkout = Path(folder) / "checkout"
+        added = subprocess.run(
+            ["git", "worktree", "add", "--detach", str(checkout), revision], cwd=ROOT, capture_output=True, text=True
+        )
+        if added.returncode:
+            raise InputError(f"{revision}: {added.stderr.strip().splitlines()[-1]}")
+        try:
+            before, after = run_small(checkout, Path(folder) / "before"), run_small(ROOT, Path(folder) / "after")
+            lines = differences(before, after)
+        finally:
+            subprocess.run(["git", "worktree", "remove", "--force", str(checkout)], cwd=ROOT, check=True)
+        for line in lines:
+            click.echo(line)
+        if lines:
+            raise InputError(f"{len(lines)} outputs differ from those of {revision}; run 'dvc repro'")
+        click.echo(f"every output of the small pipeline is that of {revision}")
+    if commit:
+        subprocess.run(["dvc", "commit", "--force", "dvc.yaml"], cwd=ROOT, check=True)
+
+
+if __name__ == "__main__":
+    run_command(command, "same_bytes")

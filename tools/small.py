@@ -1,0 +1,92 @@
+"""Run the pipeline small, in a folder of its own: a few hundred real digits and a few dozen steps, on one thread.
+
+The tests work on such a run, and tools.same_bytes compares two of them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from ruamel.yaml import YAML
+
+from ldm.errors import InputError
+from stages.runner.checkpoints import ROOT
+from stages.runner.command import run_command
+
+# what the small run changes in params.yaml, by dotted key
+SMALL = {
+    "prepare_data.source": "embedded",
+    "prepare_data.limit": 300,
+    "train_classifier.optimisation.steps": 60,
+    "train_classifier.optimisation.record_every": 10,
+    "train_second_classifier.optimisation.steps": 40,
+    "train_second_classifier.optimisation.record_every": 10,
+    "train_vae.optimisation.steps": 40,
+    "train_vae.optimisation.record_every": 10,
+    "train_diffusion.networks.unet.width": 16,
+    "train_diffusion.optimisation.steps": 40,
+    "train_diffusion.guide_step": 20,
+    "train_diffusion.optimisation.batch_size": 64,
+    "train_diffusion.optimisation.record_every": 10,
+    "sample.n": 300,
+    "sample.steps": 6,
+    "evaluate.n": 300,
+    "evaluate.resamples": 3,
+    "evaluate.kid_subsets": 3,
+    "memorisation.n": 300,
+}
+
+
+def change(path: Path, settings: dict[str, Any]) -> None:
+    """Set dotted keys of a YAML file."""
+    yaml = YAML()
+    values = yaml.load(path.read_text("utf-8"))
+    for key, value in settings.items():
+        *sections, name = key.split(".")
+        place = values
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = value
+    with path.open("w", encoding="utf-8") as file:
+        yaml.dump(values, file)
+
+
+def copy_project(target: Path) -> Path:
+    """What git tracks, or would, but for results, in a new repository of its own whose params.yaml is small."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    for name in listed.splitlines():
+        if (ROOT / name).is_file() and not name.startswith("artifacts/") and name != "dvc.lock":
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+    subprocess.run(["git", "init", "-q"], cwd=target, check=True)
+    change(target / "params.yaml", SMALL)
+    return target
+
+
+def run_in(folder: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of this Python's environment in a folder, with the folder's own code."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = os.environ | {"PATH": path, "PYTHONPATH": str(folder), "DVC_NO_ANALYTICS": "1"} | environment
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=1200)
+
+
+@click.command(help=__doc__)
+@click.argument("folder", type=Path)
+def command(folder: Path) -> None:
+    if folder.exists():
+        raise InputError(f"{folder} exists already; choose another folder, or remove it")
+    done = run_in(copy_project(folder), "dvc", "repro", OMP_NUM_THREADS="1")
+    if done.returncode:
+        raise InputError(f"dvc repro failed in {folder}: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+
+
+if __name__ == "__main__":
+    run_command(command, "small")
