@@ -5,8 +5,6 @@ that this one was made from (`lineage`), and a digest over the whole file, which
 date, host name or timing: the same tensors, configuration and lineage give the same bytes.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json
@@ -14,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 
@@ -24,53 +22,18 @@ from ldm.lazy import Module, Tensor, safetensors_torch
 T = TypeVar("T")
 SCHEMA = 1
 _NO_DIGEST = "0" * 64
-
-
-class Spec(NamedTuple):
-    """What a tensor of an artifact must look like: dtype, and sizes (None: any). An optional one may be missing."""
-
-    dtype: str
-    shape: tuple[int | None, ...]
-    optional: bool = False
-
-
-_IMAGES = Spec("torch.uint8", (None, None, None, None))  # (N, C, H, W)
-_LABELS = Spec("torch.uint8", (None,))
-_LATENTS = Spec("torch.float32", (None, None, None, None))  # (N, C, h, w)
-_FEATURES = Spec("torch.float32", (None, None))  # (N, d)
-_CHANNELS = Spec("torch.float64", (None,))
-
-
-def _of_each_split(**specs: Spec) -> dict[str, Spec]:
-    return {f"{split}_{name}": spec for split in ("train", "validation", "test") for name, spec in specs.items()}
-
-
-# kind → (the stage that makes it, its tensors; none stated: the weights of a network)
-KINDS: dict[str, tuple[str, dict[str, Spec]]] = {
-    "images": ("prepare_data", _of_each_split(images=_IMAGES, labels=_LABELS)),
-    "classifier": ("train_classifier", {}),
-    "second_classifier": ("train_second_classifier", {}),
-    "features": (
-        "extract_features",
-        {name + space: _FEATURES for name in ("train", "validation", "test") for space in ("", "_second")},
-    ),
-    "vae": ("train_vae", {}),
-    "latents": (
-        "encode_latents",
-        _of_each_split(mean=_LATENTS, log_variance=_LATENTS) | {"channel_mean": _CHANNELS, "channel_std": _CHANNELS},
-    ),
-    "denoiser": ("train_diffusion", {}),
-    "guide": ("train_diffusion", {}),
-    "state": ("", {}),  # of a run that goes on
-    "samples": (
-        "sample",
-        {
-            "samples": _LATENTS,
-            "labels": _LABELS._replace(optional=True),
-            "trajectory": Spec("torch.float32", (None, None, None, None, None)),
-        },
-    ),
-    "generated": ("decode", {"images": _IMAGES}),
+# kind → the stage that makes it; a state is of a run that goes on
+STAGES = {"images": "prepare_data", "features": "extract_features", "vae": "train_vae", "latents": "encode_latents"}
+STAGES |= {kind: f"train_{kind}" for kind in ("classifier", "second_classifier")}
+STAGES |= {"denoiser": "train_diffusion", "guide": "train_diffusion", "samples": "sample", "generated": "decode"}
+# kind → its tensors, as dtype and dimensions (* is each split, ? may be missing); other kinds hold a network's weights
+TENSORS = {
+    "images": {"*_images": "uint8 N C H W", "*_labels": "uint8 N"},
+    "features": {"*": "float32 N d", "*_second": "float32 N d"},
+    "latents": {"*_mean": "float32 N c h w", "*_log_variance": "float32 N c h w"}
+    | {"channel_mean": "float64 c", "channel_std": "float64 c"},
+    "samples": {"samples": "float32 N c h w", "labels?": "uint8 N", "trajectory": "float32 n T c h w"},
+    "generated": {"images": "uint8 N C H W"},
 }
 
 
@@ -93,19 +56,14 @@ class Artifact:
         try:
             return make(self.config)
         except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:
-            raise InputError(
-                f"{self.path}: its configuration describes no {self.kind} ({type(error).__name__}: {error}); "
-                f"{_remedy(self.kind)}"
-            ) from None
+            problem = f"its configuration describes no {self.kind} ({type(error).__name__}: {error})"
+            raise InputError(f"{self.path}: {problem}; {_remedy(self.kind)}") from None
 
     def load_into(self, module: Module) -> None:
         """Copy the weights into a network. Raises: InputError unless names, shapes and dtypes agree."""
         own = module.state_dict()
-        for name in sorted(own.keys() ^ self.tensors.keys()):
-            problem = "missing" if name in own else "not part of the network"
-            raise InputError(f"{self.path}: tensor {name!r} is {problem}; {_remedy(self.kind)}")
-        for name, tensor in own.items():
-            _check(self.path, self.kind, name, self.tensors[name], Spec(str(tensor.dtype), tuple(tensor.shape)))
+        expected = {name: (str(tensor.dtype), tuple(tensor.shape)) for name, tensor in own.items()}
+        _check_tensors(self.path, self.kind, self.tensors, expected)
         module.load_state_dict(self.tensors)
 
 
@@ -119,7 +77,7 @@ def save(
     lineage = merge_lineage(parents)
     meta = {"schema": SCHEMA, "kind": kind, "config": dict(config), "lineage": lineage, "digest": _NO_DIGEST}
     text = json.dumps(meta, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    raw = safetensors_torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {"ldm": text})
+    raw = _as_bytes(tensors, {"ldm": text})
     field = _digest_field(_NO_DIGEST)
     if raw.count(field) != 1:
         raise ValueError("the digest's place in the header is not unique")
@@ -128,9 +86,7 @@ def save(
 
 def write_weights(path: Path, module: Module) -> None:
     """Write bare weights, atomically: a state to look at, not an artifact that a stage would take."""
-    write_atomic(
-        path, safetensors_torch.save({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()})
-    )
+    write_atomic(path, _as_bytes(module.state_dict(), None))
 
 
 def load(path: Path, kind: str) -> Artifact:
@@ -145,30 +101,20 @@ def load(path: Path, kind: str) -> Artifact:
     try:
         size = int.from_bytes(raw[:8], "little")
         meta = json.loads(json.loads(raw[8 : 8 + size])["__metadata__"]["ldm"])
-        tensors = safetensors_torch.load(raw)
-        digest = meta["digest"]
+        tensors, digest = safetensors_torch.load(raw), meta["digest"]
         unsigned = raw.replace(_digest_field(digest), _digest_field(_NO_DIGEST), 1)
-        intact = (
-            hashlib.sha256(unsigned).hexdigest() == digest
-            and isinstance(meta["config"], dict)
-            and isinstance(meta["lineage"], dict)
-        )
-        labelled = (meta["schema"], meta["kind"])
+        mappings = isinstance(meta["config"], dict) and isinstance(meta["lineage"], dict)
+        intact = mappings and hashlib.sha256(unsigned).hexdigest() == digest
+        schema, actual = meta["schema"], meta["kind"]
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError):
         intact = False
     if not intact:
         raise InputError(f"{path} is truncated, corrupt or not an artifact of this project; {_remedy(kind)}")
-    if labelled != (SCHEMA, kind):
-        raise InputError(
-            f"{path} holds {labelled[1]!r} in schema {labelled[0]}, but {kind!r} in schema {SCHEMA} is expected; "
-            f"{_remedy(kind)}"
-        )
-    specs = KINDS[kind][1]
-    optional = {name for name, spec in specs.items() if spec.optional and name not in tensors}
-    for name in sorted((specs.keys() - optional) ^ tensors.keys()) if specs else ():
-        raise InputError(f"{path}: tensor {name!r} is {'missing' if name in specs else 'unknown'}; {_remedy(kind)}")
-    for name, tensor in tensors.items() if specs else ():
-        _check(path, kind, name, tensor, specs[name])
+    if (schema, actual) != (SCHEMA, kind):
+        expected = f"{kind!r} in schema {SCHEMA} is expected"
+        raise InputError(f"{path} holds {actual!r} in schema {schema}, but {expected}; {_remedy(kind)}")
+    if kind in TENSORS:
+        _check_tensors(path, kind, tensors, _expected(kind, tensors))
     return Artifact(path, kind, tensors, meta["config"], meta["lineage"], hashlib.sha256(raw).hexdigest())
 
 
@@ -183,10 +129,10 @@ def merge_lineage(artifacts: Sequence[Artifact]) -> dict[str, str]:
     for artifact in artifacts:
         for kind, sha in (*artifact.lineage.items(), (artifact.kind, artifact.sha256)):
             if merged.setdefault(kind, sha) != sha:
-                raise InputError(
-                    f"{origin[kind]} and {artifact.path} do not belong together: one goes with {kind} {merged[kind][:12]}, "
-                    f"the other with {kind} {sha[:12]}; run 'dvc repro' to make them agree, or give the other one by --in too"
-                )
+                one, other = f"{kind} {merged[kind][:12]}", f"{kind} {sha[:12]}"
+                problem = f"one goes with {one}, the other with {other}"
+                remedy = "run 'dvc repro' to make them agree, or give the other one by --in too"
+                raise InputError(f"{origin[kind]} and {artifact.path} do not belong together: {problem}; {remedy}")
             origin.setdefault(kind, artifact.path)
     return merged
 
@@ -221,16 +167,37 @@ def _digest_field(digest: str) -> bytes:
     return rf"\"digest\":\"{digest}\"".encode()
 
 
-def _check(path: Path, kind: str, name: str, tensor: Tensor, spec: Spec) -> None:
-    dtype, shape = str(tensor.dtype), tuple(tensor.shape)
-    fits = len(shape) == len(spec.shape) and all(w in (None, s) for s, w in zip(shape, spec.shape, strict=True))
-    if dtype != spec.dtype or not fits:
-        expected = tuple("any" if size is None else size for size in spec.shape)
-        raise InputError(
-            f"{path}: tensor {name!r} is {dtype} {shape}, but {spec.dtype} {expected} is expected; {_remedy(kind)}"
-        )
+def _as_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None) -> bytes:
+    return safetensors_torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata)
+
+
+def _expected(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, tuple[int | None, ...]]]:
+    """What TENSORS says of a kind: name → dtype, and sizes (None: any)."""
+    expected: dict[str, tuple[str, tuple[int | None, ...]]] = {}
+    for pattern, form in TENSORS[kind].items():
+        for split in ("train", "validation", "test") if "*" in pattern else ("",):
+            name, optional = pattern.replace("*", split).rstrip("?"), pattern.endswith("?")
+            dtype, *dimensions = form.split()
+            if name in tensors or not optional:
+                expected[name] = f"torch.{dtype}", (None,) * len(dimensions)
+    return expected
+
+
+def _check_tensors(
+    path: Path, kind: str, tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[str, Any]]
+) -> None:
+    """Raises: InputError for a tensor too many or too few, or one of another dtype or shape."""
+    for name in sorted(expected.keys() ^ tensors.keys()):
+        problem = "missing" if name in expected else "not part of it"
+        raise InputError(f"{path}: tensor {name!r} is {problem}; {_remedy(kind)}")
+    for name, (dtype, sizes) in expected.items():
+        actual, shape = str(tensors[name].dtype), tuple(tensors[name].shape)
+        fits = len(shape) == len(sizes) and all(w in (None, s) for s, w in zip(shape, sizes, strict=True))
+        if actual != dtype or not fits:
+            wanted = f"{dtype} {tuple('any' if size is None else size for size in sizes)}"
+            raise InputError(f"{path}: tensor {name!r} is {actual} {shape}, but {wanted} is expected; {_remedy(kind)}")
 
 
 def _remedy(kind: str) -> str:
-    stage = KINDS[kind][0]
+    stage = STAGES.get(kind)
     return f"rebuild it with 'dvc repro {stage}'" if stage else "remove it, and run the stage again"

@@ -20,6 +20,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
+Several = Annotated[int, Field(ge=2)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]  # 0 and 1 included
@@ -121,7 +122,8 @@ class Registry(Generic[T]):
         function = self.functions[name]
         bound = partial(function, **{key: getattr(section, key) for key in type(section).model_fields})
         options_alone = all(a.kind is Parameter.KEYWORD_ONLY for a in signature(function).parameters.values())
-        return bound() if options_alone else bound
+        made: Any = bound() if options_alone else bound
+        return made
 
     def chosen(self, config: Mapping[str, Any], word: str) -> T:
         """What the plain configuration of an artifact chose by `word`. Raises: InputError or LookupError."""

@@ -1,7 +1,5 @@
 """Images as bytes and as pictures: uint8 ↔ [0, 1], PNG grids and GIF animations."""
 
-from __future__ import annotations
-
 import io
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The trained model as one object: load the pipeline's artifacts, sample and decode."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,26 +11,19 @@ from torch import Tensor
 from ldm import artifacts
 from ldm.config import Registry
 from ldm.errors import InputError
-from ldm.networks import autoencoder
-from ldm.networks.latents import Standardiser
-from ldm.sampling.guidance import Guided
-from ldm.sampling.levels import spacings
-from ldm.sampling.reverse import sample_batches
-from ldm.sampling.samplers import samplers
+from ldm.networks.autoencoder import Decoder
+from ldm.sampling import Guided, sample_batches, samplers, spacings, split_range
 
 Choice: TypeAlias = str | Mapping[str, Mapping[str, Any]] | None
 
 
 @dataclass(frozen=True)
 class Model:
-    """A denoiser, the autoencoder whose latents it was trained on, and how to sample."""
+    """A denoiser, the decoder of the latents it was trained on, and how to sample."""
 
     denoiser: Guided
-    vae: autoencoder.Autoencoder
-    standardiser: Standardiser
-    shape: tuple[int, ...]  # of a latent, (c, h, w)
+    decoder: Decoder
     sampling: Mapping[str, Any]  # a resolved `sample` section: sampler, spacing and steps
-    device: str
 
     @torch.inference_mode()
     def sample(
@@ -54,22 +45,13 @@ class Model:
         """
         if n < 1:
             raise InputError(f"{n} images cannot be drawn; ask for at least 1")
+        label = self.sampling.get("label") if label is None else label
         steps = self.sampling["steps"] if steps is None else steps
-        batches = sample_batches(
-            self.denoiser,
-            self._build(samplers, "sampler", sampler),
-            self._build(spacings, "spacing", spacing)(self.denoiser.schedule, steps),
-            self.shape,
-            [part.tolist() for part in torch.arange(first, first + n).split(self.sampling["batch_size"])],
-            seed=seed,
-            label=self.sampling.get("label") if label is None else label,
-            device=self.device,
-        )
-        return torch.cat([self.decode(batch.x) for batch in batches])
-
-    def decode(self, x: Tensor) -> Tensor:
-        """Standardised latents (n, c, h, w) → uint8 images on the CPU."""
-        return autoencoder.decode_images(self.vae, self.standardiser.unstandardise(x)).cpu()
+        sigmas = self._build(spacings, "spacing", spacing)(self.denoiser.schedule, steps)
+        batches = split_range(first, n, self.sampling["batch_size"])
+        move = self._build(samplers, "sampler", sampler)
+        drawn = sample_batches(self.denoiser, move, sigmas, batches, seed=seed, label=label)
+        return torch.cat([self.decoder(batch.x) for batch in drawn])
 
     def _build(self, registry: Registry[Any], word: str, choice: Choice) -> Any:
         """The choice asked for, or that of the stage, whose options also serve its name alone."""
@@ -88,16 +70,10 @@ def load(folder: str | Path, device: str = "cpu") -> Model:
     """
 
     def read(kind: str) -> artifacts.Artifact:
-        return artifacts.load(Path(folder) / artifacts.KINDS[kind][0] / f"{kind}.safetensors", kind)
+        return artifacts.load(Path(folder) / artifacts.STAGES[kind] / f"{kind}.safetensors", kind)
 
     latents, denoiser, guide, samples = (read(kind) for kind in ("latents", "denoiser", "guide", "samples"))
     vae = read("vae") if "vae" in latents.lineage else None
     artifacts.merge_lineage([a for a in (vae, latents, denoiser, guide, samples) if a])
-    return Model(
-        Guided.from_artifacts(denoiser, guide, device=device, **samples.config["guidance"]),
-        autoencoder.from_artifact(vae, device),
-        Standardiser.from_artifact(latents, device),
-        tuple(denoiser.config["shape"]),
-        samples.config,
-        device,
-    )
+    guided = Guided.from_artifacts(denoiser, guide, device=device, **samples.config["guidance"])
+    return Model(guided, Decoder.from_artifacts(latents, vae, device), samples.config)

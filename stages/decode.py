@@ -1,18 +1,14 @@
 """Decode the samples into images, and show them: a grid, and the denoising of a few as an animation."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from pydantic import Field
 
 from ldm import networks
-from ldm.config import Count, Section
+from ldm.config import Count, Section, Several
 from ldm.images import gif, png, tile
-from ldm.lazy import Tensor, torch
-from ldm.networks.latents import Standardiser
-from stages.runner.command import stage
-from stages.runner.run import Run
+from ldm.lazy import torch
+from stages.runner import Run, stage
 
 
 class Config(Section):
@@ -28,34 +24,29 @@ class Config(Section):
     batch_size: Count
     columns: Count
     rows: Count
-    frames: Annotated[int, Field(ge=2)] = 50
+    frames: Several = 50
     frame_ms: Annotated[int, Field(ge=20)] = 120
 
 
 def compute(run: Run[Config]) -> None:
     config, inputs = run.config, run.load_all()
     samples, latents, images = (inputs[kind] for kind in ("samples", "latents", "images"))
-    vae = networks.autoencoder.from_artifact(inputs.get("vae"), run.device)
-    standardiser = Standardiser.from_artifact(latents, run.device)
-
-    def decode(x: Tensor) -> Tensor:
-        z = standardiser.unstandardise(x.to(run.device))
-        return networks.autoencoder.decode_images(vae, z, config.batch_size).cpu()
-
-    generated = decode(samples["samples"])
-    shown, steps = samples["trajectory"].shape[:2]
+    decoder = networks.autoencoder.Decoder.from_artifacts(latents, inputs.get("vae"), run.device)
+    generated = decoder(samples["samples"].to(run.device), config.batch_size)
+    trajectory = samples["trajectory"]  # (shown, N + 1, c, h, w)
     if "grid.png" in run.outputs:
         run.write("grid.png", png(tile(generated[: config.columns * config.rows], config.columns)))
     if "denoising.gif" in run.outputs:
+        shown, steps = trajectory.shape[:2]
         chosen = torch.linspace(0, steps - 1, min(steps, config.frames)).round().long()
-        frames = decode(samples["trajectory"][:, chosen].flatten(0, 1)).unflatten(0, (shown, len(chosen)))
-        animation = gif([tile(frame, shown) for frame in frames.unbind(1)], config.frame_ms, hold=2000)
-        run.write("denoising.gif", animation)
+        decoded = decoder(trajectory[:, chosen].flatten(0, 1).to(run.device), config.batch_size)
+        frames = [tile(frame, shown) for frame in decoded.unflatten(0, (shown, len(chosen))).unbind(1)]
+        run.write("denoising.gif", gif(frames, config.frame_ms, hold=2000))
     if "reconstructions.png" in run.outputs:
-        originals = images["validation_images"][: config.columns]
-        means = latents["validation_mean"][: config.columns].to(run.device)
-        reconstructed = networks.autoencoder.decode_images(vae, means).cpu()
-        run.write("reconstructions.png", png(tile(torch.cat([originals, reconstructed]), config.columns)))
+        originals, means = images["validation_images"], latents["validation_mean"]
+        reconstructed = networks.autoencoder.decode_images(decoder.vae, means[: config.columns].to(run.device)).cpu()
+        pairs = torch.cat([originals[: config.columns], reconstructed])
+        run.write("reconstructions.png", png(tile(pairs, config.columns)))
     label = samples.config.get("label")  # the class of all of them, where one was asked for
     run.save("generated", {"images": generated}, list(inputs.values()), **({} if label is None else {"label": label}))
 

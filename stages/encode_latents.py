@@ -3,16 +3,13 @@
 Without an autoencoder among the inputs the latents are the images themselves.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from ldm import networks
 from ldm.config import Count, Section, Seed
 from ldm.lazy import Tensor, torch
-from ldm.networks.latents import Posterior, Standardiser
-from stages.runner.command import stage
-from stages.runner.run import Run
+from ldm.networks import Posterior, Standardiser
+from stages.runner import Run, stage
 
 
 class Config(Section):

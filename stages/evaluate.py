@@ -6,7 +6,7 @@ fid_over_floor        fid over that of the test images: 1 is as close to the tra
 fid_test_over_floor   distance to the test images, over the same of random training images: copies of these score 1
 fid_second            fid in the features of the second classifier, by which nothing was chosen
 fid_spread            bootstrap deviation of fid
-fid_infinity          fid extrapolated to infinitely many images; not of reconstructions, which depend on training images
+fid_infinity          fid extrapolated to infinitely many images; not of reconstructions, made of training images
 kid                   kernel distance to n random training images, none of which the row vae_reconstruction reconstructs
 precision, recall     share of images near the real ones, and of real images near them; density and coverage likewise
 confidence            the classifier's mean confidence
@@ -18,23 +18,20 @@ The rows are those whose files dvc.yaml lists.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from pydantic import Field
 
 from ldm import metrics, networks
 from ldm.artifacts import Artifact
-from ldm.config import Count, Section, Seed
+from ldm.config import Count, Section, Seed, Several
 from ldm.errors import InputError
 from ldm.images import from_uint8, to_uint8
 from ldm.lazy import Tensor, torch
-from stages.runner.command import stage
-from stages.runner.figures import new_figure, png_of
-from stages.runner.progress import track
-from stages.runner.run import Run
+from stages.runner import Run, new_figure, png_of, stage, track
 
-Several = Annotated[int, Field(ge=2)]
+Features: TypeAlias = np.ndarray
+DISTANCES = ("fid", "fid_over_floor", "fid_test_over_floor", "fid_second", "fid_second_over_floor")
 ROWS = ["random", "vae_prior", "vae_reconstruction", "diffusion", "test_images"]
 
 
@@ -67,15 +64,9 @@ def compute(run: Run[Config]) -> None:
     n = min(config.n, len(images["test_images"]))
     label = inputs["generated"].config.get("label")
     if label is not None:
-        raise InputError(
-            f"the generated images are all of class {label}, but they are compared with all classes; "
-            "set sample.label to null"
-        )
+        raise InputError(f"the generated images are all of class {label}, the others are not; set sample.label to null")
     if len(generated) < n or len(train) < n:
-        raise InputError(
-            f"{n} images per row are wanted, but {len(generated)} are generated and {len(train)} are for training; "
-            "lower evaluate.n or raise sample.n"
-        )
+        raise InputError(f"{n} images per row: {len(generated)} are generated; lower evaluate.n or raise sample.n")
     first, second = (FeatureSpace.fit(run, inputs, suffix, n) for suffix in ("", "_second"))
     subset = metrics.quality.subset(real["train"], n, config.seed).numpy()
     manifold = metrics.quality.Manifold.fit(subset, config.neighbours)
@@ -87,18 +78,9 @@ def compute(run: Run[Config]) -> None:
         else:
             row = draw_row(name, train, generated, vae, n, config.seed)
             features, in_second = (space.features(row, run.device) for space in (first, second))
-        fid, ratio, ratio_test = first.distances(features, name)
-        fid_second, ratio_second, _ = second.distances(in_second, name)
-        table[name] = {
-            "data": images.config["data"],
-            "n": n,
-            "fid": fid,
-            "fid_over_floor": ratio,
-            "fid_test_over_floor": ratio_test,
-            "fid_second": fid_second,
-            "fid_second_over_floor": ratio_second,
-            **measures(name, features, first, images["train_labels"].numpy(), manifold, config),
-        }
+        distances = *first.distances(features, name), *second.distances(in_second, name)[:2]
+        measured = measures(name, features, first, images["train_labels"].numpy(), manifold, config)
+        table[name] = {"data": images.config["data"], "n": n} | dict(zip(DISTANCES, distances, strict=True)) | measured
     files = {f"{name}.json": json.dumps(values, indent=1).encode() for name, values in table.items()}
     for file, content in (files | {"table.md": markdown(table).encode(), "table.png": figure(table)}).items():
         if file in run.outputs:
@@ -111,7 +93,7 @@ class FeatureSpace(NamedTuple):
     classifier: networks.classifier.Classifier
     train: metrics.frechet.Moments
     test: metrics.frechet.Moments
-    test_subset: np.ndarray  # features of n test images, (n, d)
+    test_subset: Features  # features of n test images, (n, d)
     floor: float  # FID of the test images, to the training images
     floor_test: float  # FID of n random training images, to the test images
 
@@ -128,10 +110,10 @@ class FeatureSpace(NamedTuple):
         floor_test = distance(moments(copies, "training subset"), of_test)
         return cls(classifier, of_train, of_test, test_subset, floor, floor_test)
 
-    def features(self, images: Tensor, device: str) -> np.ndarray:
+    def features(self, images: Tensor, device: str) -> Features:
         return networks.classifier.in_batches(self.classifier.features, images.to(device)).cpu().numpy()
 
-    def distances(self, features: np.ndarray, name: str) -> tuple[float, float, float]:
+    def distances(self, features: Features, name: str) -> tuple[float, float, float]:
         """FID to the training images, that over its floor, and FID to the test images over its own."""
         distance, fitted = metrics.frechet.frechet_distance, metrics.frechet.moments(features, name)
         fid = distance(fitted, self.train)
@@ -139,12 +121,7 @@ class FeatureSpace(NamedTuple):
 
 
 def measures(
-    name: str,
-    features: np.ndarray,
-    space: FeatureSpace,
-    labels: np.ndarray,
-    real: metrics.quality.Manifold,
-    config: Config,
+    name: str, features: Features, space: FeatureSpace, labels: Features, real: metrics.quality.Manifold, config: Config
 ) -> dict[str, float | None]:
     """What a row says beside the ratios; no extrapolation from too few samples, nor from reconstructions."""
     rng = np.random.default_rng([config.seed, ROWS.index(name)])
@@ -153,14 +130,12 @@ def measures(
         logits = space.classifier.logits(torch.from_numpy(features).to(space.classifier.logits.weight.device))
     quality, frechet = metrics.quality, metrics.frechet
     kid, kid_std = quality.kernel_distance(features, real.features, config.kid_subsets, config.kid_size, rng)
-    return {
-        "fid_spread": frechet.bootstrap_spread(features, space.train, config.resamples, rng),
-        "fid_infinity": frechet.frechet_at_infinity(features, space.train, config.points, rng) if extrapolate else None,
-        "kid": kid,
-        "kid_std": kid_std,
-        **quality.precision_recall(real, quality.Manifold.fit(features, config.neighbours)),
-        **quality.label_statistics(logits.softmax(1).cpu().numpy(), labels),
-    }
+    spread = frechet.bootstrap_spread(features, space.train, config.resamples, rng)
+    infinity = frechet.frechet_at_infinity(features, space.train, config.points, rng) if extrapolate else None
+    kernel = {"kid": kid, "kid_std": kid_std}
+    neighbours = quality.precision_recall(real, quality.Manifold.fit(features, config.neighbours))
+    predicted = quality.label_statistics(logits.softmax(1).cpu().numpy(), labels)
+    return {"fid_spread": spread, "fid_infinity": infinity} | kernel | neighbours | predicted
 
 
 def markdown(table: dict[str, dict[str, Any]]) -> str:

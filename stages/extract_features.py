@@ -1,12 +1,9 @@
 """Compute the features of all real images, in both classifiers, once."""
 
-from __future__ import annotations
-
 from ldm import networks
 from ldm.config import Count, Section
 from ldm.errors import InputError
-from stages.runner.command import stage
-from stages.runner.run import Run
+from stages.runner import Run, stage
 
 
 class Config(Section):
@@ -21,11 +18,8 @@ class Config(Section):
 def compute(run: Run[Config]) -> None:
     inputs = run.load_all()
     first, second, images = (inputs[kind] for kind in ("classifier", "second_classifier", "images"))
-    if first.config["classifier"] == second.config["classifier"]:
-        raise InputError(
-            f"{first.path} and {second.path} are both {first.config['classifier']!r}; "
-            "the second one must be of another shape to check the first"
-        )
+    if (kind := first.config["classifier"]) == second.config["classifier"]:
+        raise InputError(f"{first.path} and {second.path} are both {kind!r}; train two shapes")
     tensors = {}
     for space, artifact in (("", first), ("_second", second)):
         features = networks.classifier.Classifier.from_artifact(artifact, run.device).features

@@ -3,9 +3,6 @@
 In the classifier's features and in pixels: a statistic, the two distributions of distances, and the closest pairs.
 """
 
-from __future__ import annotations
-
-import json
 from typing import Annotated
 
 import numpy as np
@@ -15,10 +12,7 @@ from ldm import metrics, networks
 from ldm.config import Count, Section, Seed
 from ldm.images import png, tile
 from ldm.lazy import torch
-from stages.runner.command import stage
-from stages.runner.figures import new_figure, png_of
-from stages.runner.progress import track
-from stages.runner.run import Run
+from stages.runner import Run, new_figure, png_of, stage, track
 
 
 class Config(Section):
@@ -39,17 +33,13 @@ class Config(Section):
 def compute(run: Run[Config]) -> None:
     config, inputs, quality = run.config, run.load_all(), metrics.quality
     images, features, n = inputs["images"], inputs["features"], min(run.config.n, len(inputs["images"]["test_images"]))
-    train, generated, test = (
-        images["train_images"],
-        quality.subset(inputs["generated"]["images"], n, config.seed),
-        quality.subset(images["test_images"], n, config.seed),
-    )
+    train, every_generated = images["train_images"], inputs["generated"]["images"]
+    generated, test = (quality.subset(x, n, config.seed) for x in (every_generated, images["test_images"]))
     network = networks.classifier.Classifier.from_artifact(inputs["classifier"], run.device)
     generated_features = networks.classifier.in_batches(network.features, generated.to(run.device)).cpu()
-    spaces = {
-        "features": (features["train"], generated_features, quality.subset(features["test"], n, config.seed)),
-        "pixels": tuple(x.flatten(1).float() / 255 for x in (train, generated, test)),
-    }
+    test_features = quality.subset(features["test"], n, config.seed)
+    spaces = {"features": (features["train"], generated_features, test_features)}
+    spaces["pixels"] = train.flatten(1).float() / 255, generated.flatten(1).float() / 255, test.flatten(1).float() / 255
     values: dict[str, object] = {"data": images.config["data"], "n": len(generated), "percentile": config.percentile}
     distances, pairs = {}, []
     for space, views in track(spaces.items(), len(spaces), "space", run.name, lambda _: 1):
@@ -61,7 +51,7 @@ def compute(run: Run[Config]) -> None:
         distances[space] = {"generated": near, "test images": near_test}
         closest = near.argsort()[: config.pairs]
         pairs += [generated[closest], train[which[closest]]]
-    run.write("memorisation.json", json.dumps(values, indent=1).encode())
+    run.write_json("memorisation.json", values)
     run.write("closest_pairs.png", png(tile(torch.cat(pairs), config.pairs)))
     run.write("distances.png", figure(distances))
 

@@ -20,12 +20,12 @@ from ldm.config import Natural, Section, Seed
 from ldm.data import image_folder, mnist
 from ldm.errors import InputError
 from ldm.lazy import Generator, Tensor, torch
-from ldm.networks.options import FEATURES
-from stages.runner.command import stage
-from stages.runner.run import Run, warn
+from ldm.networks import FEATURES
+from stages.runner import Run, stage, warn
 
 Splits: TypeAlias = dict[str, tuple[Tensor, Tensor]]  # split → images (N, C, H, W) and labels (N,), both uint8
 
+PAIR = ("images", "labels")
 VALIDATION = 5000  # of the 60,000 training images of MNIST and Fashion-MNIST
 NAMES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}  # → torchvision's
 NOT_FULL = """\
@@ -65,19 +65,14 @@ def compute(run: Run[Config]) -> None:
     if config.limit:
         data = f"{data}-limit-{config.limit}"
         splits = {name: (images[: config.limit], labels[: config.limit]) for name, (images, labels) in splits.items()}
-    tensors = {}
-    for name, (images, labels) in splits.items():
-        tensors |= {f"{name}_images": images, f"{name}_labels": labels}
+    tensors = {f"{name}_{what}": x for name, pair in splits.items() for what, x in zip(PAIR, pair, strict=True)}
     classes = max(int(labels.max()) for _, labels in splits.values()) + 1
     sizes = ", ".join(f"{len(labels)} {name}" for name, (_, labels) in splits.items())
     print(f"{run.name}: {data}: {sizes} images; to take another source later: dvc repro -f prepare_data")
     count = len(splits["test"][1])
     if count <= FEATURES:
-        warn(
-            run.name,
-            f"{count} test images are too few for the Fréchet distance, which evaluate takes in {FEATURES} features; "
-            f"have at least {FEATURES + 1}",
-        )
+        needed = f"evaluate takes the Fréchet distance in {FEATURES} features"
+        warn(run.name, f"{count} test images are too few, since {needed}; have at least {FEATURES + 1}")
     # the set has a name, or that of its folder, and its content has the hash: where it came from is left out
     about = {"data": data, "seed": config.seed, "limit": config.limit, "classes": classes}
     artifacts.save(run.outputs["images.safetensors"], "images", tensors, about)
@@ -97,9 +92,7 @@ def read(config: Config, generator: Generator) -> tuple[str, Splits]:
             return config.dataset.replace("_", "-"), split_official(name, root, generator)
         print(f"prepare_data: {problem}", file=sys.stderr)
     if config.dataset != "mnist":
-        raise InputError(
-            f"{root} does not hold {name}, and it could not be downloaded; put its files into {root / name / 'raw'}"
-        )
+        raise InputError(f"{root} does not hold {name}, nor could it be downloaded; put it into {root / name / 'raw'}")
     print(NOT_FULL.format(line="!" * 78), file=sys.stderr)
     return "mnist-5k", by_shares(*mnist.embedded(), generator)
 
@@ -108,11 +101,8 @@ def split_official(name: str, root: Path, generator: Generator) -> Splits:
     """55,000 / 5,000 at random from the 60,000 training images, and the 10,000 test images."""
     images, labels = mnist.read(name, root, train=True)
     validation, train = torch.randperm(len(labels), generator=generator).tensor_split([VALIDATION])
-    return {
-        "train": (images[train], labels[train]),
-        "validation": (images[validation], labels[validation]),
-        "test": mnist.read(name, root, train=False),
-    }
+    splits = {"train": (images[train], labels[train]), "validation": (images[validation], labels[validation])}
+    return splits | {"test": mnist.read(name, root, train=False)}
 
 
 def by_shares(images: Tensor, labels: Tensor, generator: Generator) -> Splits:

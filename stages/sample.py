@@ -4,25 +4,16 @@ Every sample has its own random stream, from (seed, index): neither the batch si
 (--set first=17 --set n=1) changes it beyond rounding. Several processes (--processes 2) draw whole batches each.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from ldm import training
 from ldm.config import Count, Natural, NonNegative, Options, Positive, Section, Seed, choice
-from ldm.diffusion.sde import check_range
+from ldm.diffusion import check_range
 from ldm.lazy import torch
-from ldm.sampling.guidance import Guided
-from ldm.sampling.levels import spacings, wrong_start
-from ldm.sampling.reverse import sample_batches
-from ldm.sampling.samplers import samplers
-from stages.runner.checkpoints import Checkpoints
-from stages.runner.command import stage
-from stages.runner.processes import leave
-from stages.runner.progress import bar
-from stages.runner.run import Run, warn
+from ldm.sampling import Guided, sample_batches, samplers, spacings, split_range, wrong_start
+from stages.runner import Checkpoints, Run, bar, leave, stage, warn
 
 
 class Guidance(Section):
@@ -82,35 +73,23 @@ def compute(run: Run[Config]) -> None:
     config, artifact, guide, distributed = run.config, run.load("denoiser"), run.load("guide"), training.distributed
     denoiser = Guided.from_artifacts(artifact, guide, **config.guidance.model_dump(), device=run.device)
     denoiser.check_label(config.label)
-    sigmas = config.build("spacing")(denoiser.schedule, config.steps)
+    sampler, sigmas = config.build("sampler"), config.build("spacing")(denoiser.schedule, config.steps)
     warn(run.name, denoiser.schedule.wrong_start() or wrong_start(sigmas))
-    shape = artifact.config["shape"]
-    indices = range(config.first, config.first + config.n)
-    batches = [indices[i : i + config.batch_size] for i in range(0, config.n, config.batch_size)]
-    local = distributed.local_items(batches)
+    batches = distributed.local_items(split_range(config.first, config.n, config.batch_size))
     checkpoints = Checkpoints(run)
-    empty = {"samples": torch.empty(0, *shape), "labels": torch.empty(0, dtype=torch.uint8)}
+    empty = {"samples": torch.empty(0, *denoiser.shape), "labels": torch.empty(0, dtype=torch.uint8)}
     state = checkpoints.latest() or empty
+    left = batches[-(-len(state["samples"]) // config.batch_size) :]
+    shown = 0 if "trajectory" in state else config.shown
     with torch.inference_mode(), bar(config.n, "img", run.name, len(state["samples"])) as progress:
-        drawn = sample_batches(
-            denoiser,
-            config.build("sampler"),
-            sigmas,
-            shape,
-            local[-(-len(state["samples"]) // config.batch_size) :],
-            seed=config.seed,
-            label=config.label,
-            device=run.device,
-            shown=0 if "trajectory" in state else config.shown,
-        )
-        for batch in drawn:
+        for batch in sample_batches(denoiser, sampler, sigmas, left, seed=config.seed, label=config.label, shown=shown):
             state["samples"] = torch.cat([state["samples"], batch.x.cpu()])
             if batch.labels is not None:
                 state["labels"] = torch.cat([state["labels"], batch.labels.byte().cpu()])
             if batch.trajectory is not None:
                 state["trajectory"] = batch.trajectory
             progress.update(len(batch.x))
-            complete = len(state["samples"]) == sum(map(len, local))
+            complete = len(state["samples"]) == sum(map(len, batches))
             if checkpoints.due() or checkpoints.signal or complete:
                 checkpoints.save(len(state["samples"]), state)
             if checkpoints.signal:

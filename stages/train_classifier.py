@@ -1,8 +1,5 @@
 """Train the classifier in whose 128 features the Fréchet distance is taken."""
 
-from __future__ import annotations
-
-import json
 from typing import Annotated
 
 from pydantic import Field
@@ -11,11 +8,9 @@ from ldm import networks, training
 from ldm.config import NonNegative, Options, Rate, Section, Seed, choice
 from ldm.images import from_uint8
 from ldm.lazy import Module, Tensor, torch
-from ldm.networks.options import classifiers
-from ldm.training.settings import Optimisation
-from stages.runner.command import stage
-from stages.runner.fit import fit
-from stages.runner.run import Run
+from ldm.networks import classifiers
+from ldm.training import Optimisation
+from stages.runner import Run, fit, stage
 
 
 class Config(Section):
@@ -66,15 +61,11 @@ def compute(run: Run[Config], kind: str = "classifier") -> None:
     averaged = fit(run, training.loop.Training(classifier, loss, config.optimisation, order), validate)
     logits, labels = logits_and_labels(averaged, "test")
     predicted = logits.argmax(1)
-    metrics = {
-        "data": images.config["data"],
-        "n": len(labels),
-        "accuracy": (predicted == labels).double().mean().item(),
-        "loss": cross_entropy(logits, labels).item(),
-    }
+    accuracy, loss_of_test = (predicted == labels).double().mean().item(), cross_entropy(logits, labels).item()
+    metrics = {"data": images.config["data"], "n": len(labels), "accuracy": accuracy, "loss": loss_of_test}
     rows = (f"{a},{p}\n" for a, p in zip(labels.tolist(), predicted.tolist(), strict=True))
     run.write("confusion.csv", ("actual,predicted\n" + "".join(rows)).encode())
-    run.write("metrics.json", json.dumps(metrics, indent=1).encode())
+    run.write_json("metrics.json", metrics)
     run.save(kind, averaged.state_dict(), [images], classes=classes, shape=shape)
 
 

@@ -6,21 +6,14 @@ from inspect import signature
 
 from pydantic import model_validator
 
-from ldm import training
+from ldm import diffusion, training
 from ldm.artifacts import Artifact, merge_lineage
 from ldm.config import Count, Options, Section, Seed, Share, choice
-from ldm.diffusion.denoiser import Denoiser
-from ldm.diffusion.loss import DiffusionLoss, Objective, penalties, timestep_samplings, weightings
-from ldm.diffusion.prediction import invertible_without_signal, predictions
-from ldm.diffusion.schedule import schedules
 from ldm.errors import InputError
 from ldm.lazy import Module, Tensor, torch
-from ldm.networks.latents import Posterior, Standardiser
-from ldm.networks.options import networks
-from ldm.training.settings import Optimisation
-from stages.runner.command import stage
-from stages.runner.fit import fit
-from stages.runner.run import Run, warn
+from ldm.networks import Posterior, Standardiser, networks
+from ldm.training import Optimisation
+from stages.runner import Run, fit, stage, warn
 
 
 class Config(Section):
@@ -41,15 +34,15 @@ class Config(Section):
     seed: Seed
     network: str = choice(networks)
     networks: Options
-    schedule: str = choice(schedules)
+    schedule: str = choice(diffusion.schedules)
     schedules: Options
-    prediction: str = choice(predictions)
+    prediction: str = choice(diffusion.predictions)
     predictions: Options
-    weighting: str = choice(weightings)
+    weighting: str = choice(diffusion.weightings)
     weightings: Options
-    penalty: str = choice(penalties)
+    penalty: str = choice(diffusion.penalties)
     penalties: Options
-    timestep_sampling: str = choice(timestep_samplings)
+    timestep_sampling: str = choice(diffusion.timestep_samplings)
     timestep_samplings: Options
     optimisation: Optimisation
     flip: Share = 0.0
@@ -59,24 +52,18 @@ class Config(Section):
     @model_validator(mode="after")
     def _choices_fit_together(self) -> Config:
         schedule = self.build("schedule")
-        if schedule.alpha_t(torch.ones(1)) == 0 and not invertible_without_signal(self.build("prediction")):
+        if schedule.alpha_t(torch.ones(1)) == 0 and not diffusion.invertible_without_signal(self.build("prediction")):
             raise InputError(
-                f"prediction {self.prediction!r} cannot be inverted at alpha = 0, where the schedule {self.schedule!r} "
-                "starts; choose x0, v, flow or edm"
+                f"prediction {self.prediction!r} cannot be inverted at alpha = 0; choose x0, v, flow or edm"
             )
         if self.penalty != "l2" and self.weighting != "none":
-            raise InputError(
-                f"weighting {self.weighting!r} is derived for the squared error; with penalty {self.penalty!r} "
-                "choose weighting none, or penalty l2"
-            )
+            raise InputError(f"weighting {self.weighting!r} needs penalty l2, not {self.penalty!r}; or choose none")
         if self.class_labels and not takes_classes(self.network):
             able = ", ".join(name for name in sorted(networks.functions) if takes_classes(name))
             raise InputError(f"network {self.network!r} takes no classes; choose {able}, or set class_labels to false")
         every, steps = self.optimisation.record_every, self.optimisation.steps
         if self.guide_step % every or self.guide_step > steps:
-            raise InputError(
-                f"guide_step {self.guide_step} must be a multiple of record_every {every} and at most steps {steps}"
-            )
+            raise InputError(f"guide_step {self.guide_step} must be a multiple of record_every {every}, up to {steps}")
         return self
 
 
@@ -94,16 +81,14 @@ def compute(run: Run[Config]) -> None:
         Posterior(*(latents[f"{split}_{name}"].to(run.device) for name in ("mean", "log_variance")))
         for split in ("train", "validation")
     )
-    loss = DiffusionLoss(config.build("penalty"), config.build("weighting"))
+    loss = diffusion.DiffusionLoss(config.build("penalty"), config.build("weighting"))
     standardiser = Standardiser.from_artifact(latents, run.device)
-    objective = Objective(standardiser, loss, config.build("timestep_sampling"))
-    denoiser = Denoiser.from_config(config.resolved(), train.mean.shape[1:], class_sizes)
+    objective = diffusion.Objective(standardiser, loss, config.build("timestep_sampling"))
+    denoiser = diffusion.Denoiser.from_config(config.resolved(), train.mean.shape[1:], class_sizes)
     denoiser.network.to(run.device)
     warn(run.name, denoiser.schedule.wrong_start())
     if config.flip and "vae" in latents.lineage:
-        raise InputError(
-            f"flip {config.flip:g} mirrors images, not the latents of an autoencoder; set train_diffusion.flip to 0"
-        )
+        raise InputError(f"flip {config.flip:g} mirrors images, not latents of an autoencoder; set flip to 0")
     size = config.optimisation.batch_size
     order, local = training.loop.Batches(len(train.mean), size, generator), training.distributed.local_slice(size)
 
@@ -119,7 +104,7 @@ def compute(run: Run[Config]) -> None:
     @torch.inference_mode()
     def validate(network: Module) -> float:
         fixed = torch.Generator(run.device).manual_seed(0)
-        averaged = Denoiser(network, denoiser.schedule, denoiser.prediction)
+        averaged = diffusion.Denoiser(network, denoiser.schedule, denoiser.prediction)
         losses = []
         for i in range(0, len(validation.mean), 500):
             rows = slice(i, i + 500)
@@ -148,25 +133,17 @@ def read_labels(run: Run[Config], latents: Artifact) -> tuple[dict[str, Tensor],
     Raises: InputError where there are no images, others than those of the latents, or none for training in a class.
     """
     if "images" not in run.inputs:
-        raise InputError(
-            "class_labels needs the labels of the images; add the artifact of prepare_data to the deps of "
-            "train_diffusion in dvc.yaml"
-        )
+        raise InputError("class_labels needs the images of prepare_data among the deps of train_diffusion in dvc.yaml")
     images = run.load("images")
     merge_lineage([images, latents])
     labels = {split: images[f"{split}_labels"].to(run.device).long() for split in ("train", "validation")}
     if any(len(labels[split]) != len(latents[f"{split}_mean"]) for split in labels):
-        raise InputError(
-            f"{images.path} and {latents.path} do not belong together: they are of different numbers of images"
-        )
+        raise InputError(f"{images.path} and {latents.path} do not belong together: their numbers of images differ")
     classes = 1 + max(int(split.max()) for split in labels.values())
     sizes = labels["train"].bincount(minlength=classes)
     unseen = labels["validation"][sizes[labels["validation"]] == 0]
     if len(unseen):
-        raise InputError(
-            f"class {unseen[0]} has validation images, but none for training; give it more images, "
-            "or set class_labels to false"
-        )
+        raise InputError(f"class {unseen[0]} has validation images, but none for training; unset class_labels")
     return labels, sizes.tolist()
 
 

@@ -3,7 +3,7 @@
 from functools import partial
 
 from stages import train_classifier
-from stages.runner.command import stage
+from stages.runner import stage
 
 Config = train_classifier.Config
 compute = partial(train_classifier.compute, kind="second_classifier")

@@ -1,18 +1,12 @@
 """Train the variational autoencoder: a Bernoulli decoder and a weighted KL term."""
 
-from __future__ import annotations
-
-import json
-
 from ldm import networks, training
 from ldm.config import NonNegative, Options, Section, Seed, choice
 from ldm.images import from_uint8
 from ldm.lazy import Tensor, torch
-from ldm.networks.options import autoencoders
-from ldm.training.settings import Optimisation
-from stages.runner.command import stage
-from stages.runner.fit import fit
-from stages.runner.run import Run
+from ldm.networks import autoencoders
+from ldm.training import Optimisation
+from stages.runner import Run, fit, stage
 
 
 class Config(Section):
@@ -61,15 +55,12 @@ def compute(run: Run[Config]) -> None:
     with torch.inference_mode():
         pairs = zip(z.split(500), validation.split(500), strict=True)
         nll = torch.cat([vaes.bernoulli_nll(averaged.decode(a), from_uint8(b)) for a, b in pairs])
-    metrics = {
-        "data": images.config["data"],
-        "n": len(validation),
-        "reconstruction_mse": (from_uint8(decoded) - from_uint8(validation)).double().square().mean().item(),
-        "reconstruction_nll": nll.double().mean().item(),
-        "kl": posterior.kl_divergence().double().sum().item() / len(validation),
-        "active_dimensions": posterior.active_dimensions(),
-    }
-    run.write("metrics.json", json.dumps(metrics, indent=1).encode())
+    error = from_uint8(decoded) - from_uint8(validation)
+    kl = posterior.kl_divergence().double().sum().item() / len(validation)
+    metrics = {"data": images.config["data"], "n": len(validation)}
+    metrics |= {"reconstruction_mse": error.double().square().mean().item()}
+    metrics |= {"reconstruction_nll": nll.double().mean().item(), "kl": kl}
+    run.write_json("metrics.json", metrics | {"active_dimensions": posterior.active_dimensions()})
     run.save("vae", averaged.state_dict(), [images], shape=list(train.shape[1:]))
 
 

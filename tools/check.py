@@ -6,8 +6,6 @@ python -m tools.check --recipe recipes/x    the parameters of a recipe alone
 python -m tools.check --clean               remove the checkpoints of interrupted runs
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from importlib import import_module
@@ -15,14 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-from dvc.repo import Repo
 
 from ldm.config import Section
 from ldm.errors import InputError
-from stages.runner.checkpoints import FOLDER, ROOT
-from stages.runner.command import run_command
-from stages.runner.parameters import PARAMS, read_yaml
-from stages.runner.run import DAG
+from stages.runner import DAG, FOLDER, PARAMS, ROOT, read_yaml, run_command
+
+ABSENT = ("deleted", "not in cache")
 
 
 def stage_config(name: str) -> type[Section]:
@@ -30,46 +26,25 @@ def stage_config(name: str) -> type[Section]:
     return import_module(f"stages.{name}").Config
 
 
-def stages_of(path: Path) -> list[str]:
-    """The stages of a dvc.yaml that run a module of stages/ on a section of their own."""
-    entries = read_yaml(path)["stages"]
-    return [name for name in entries if (ROOT / "stages" / f"{name}.py").exists()]
-
-
 def check_parameters(recipe: Path) -> None:
     """Raises: InputError for the first thing that is wrong in the parameters of a pipeline."""
-    path, names = recipe / PARAMS, stages_of(recipe / DAG)
-    sections = read_yaml(path)
+    path, stages, sections = recipe / PARAMS, read_yaml(recipe / DAG)["stages"], read_yaml(recipe / PARAMS)
+    names = [name for name in stages if (ROOT / "stages" / f"{name}.py").exists()]
     for name in sorted(sections.keys() ^ set(names)):
         problem = "unknown" if name in sections else "missing"
         raise InputError(f"{path}: the section {name!r} is {problem}; wanted are {', '.join(names)}")
     configs: dict[str, Any] = {name: stage_config(name).parse(sections[name], f"{path}: {name}") for name in names}
-    check_together(path, configs)
-
-
-def check_together(path: Path, configs: dict[str, Any]) -> None:
-    """What no section can know alone: the sampler's levels exist, the classifiers differ, enough samples are scored."""
     sample, evaluate = configs["sample"], configs["evaluate"]
-    try:
+    try:  # what no section can know alone
         sample.build("spacing")(configs["train_diffusion"].build("schedule"), sample.steps)
     except InputError as error:
         raise InputError(f"{path}: sample.steps: {error}") from None
-    first, second = (configs[f"train_{kind}"].classifier for kind in ("classifier", "second_classifier"))
-    if first == second:
-        raise InputError(
-            f"{path}: train_second_classifier.classifier: {second!r} is the first one's too; "
-            "the second must be of another shape to check it"
-        )
+    if configs["train_classifier"].classifier == (second := configs["train_second_classifier"].classifier):
+        raise InputError(f"{path}: train_second_classifier.classifier: {second!r} is the first one's; choose another")
     if sample.label is not None:
-        raise InputError(
-            f"{path}: sample.label: {sample.label} is one class, but the table compares with all; "
-            "set null (by hand, --set label)"
-        )
+        raise InputError(f"{path}: sample.label: {sample.label} is one class, but the table is of all; set null")
     if sample.n < evaluate.n:
-        raise InputError(
-            f"{path}: sample.n: {sample.n} samples are fewer than evaluate.n {evaluate.n}; "
-            "raise the one or lower the other"
-        )
+        raise InputError(f"{path}: sample.n: {sample.n} is fewer than evaluate.n {evaluate.n}; raise it, or lower that")
 
 
 def stale_results() -> Iterator[str]:
@@ -77,16 +52,13 @@ def stale_results() -> Iterator[str]:
 
     Data that are not here (`dvc pull` fetches them) say nothing.
     """
-    absent = ("deleted", "not in cache")
+    from dvc.repo import Repo  # takes a second to import, for which --help should not wait
+
     with Repo(str(ROOT)) as repo:
         for stage, changes in repo.status().items():
-            reasons = []
-            for change in changes:
-                if isinstance(change, str):
-                    reasons.append(change)
-                    continue
-                for paths in change.values():
-                    reasons += [f"{path} {state}" for path, state in paths.items() if state not in absent]
+            reasons = [change for change in changes if isinstance(change, str)]
+            states = [item for change in changes if isinstance(change, dict) for item in change.values()]
+            reasons += [f"{path} {state}" for paths in states for path, state in paths.items() if state not in ABSENT]
             if reasons:
                 yield f"{stage}: {'; '.join(reasons)}"
 
@@ -100,9 +72,7 @@ def command(recipe: Path | None, clean: bool) -> None:
         shutil.rmtree(FOLDER, ignore_errors=True)
     if recipe is None:
         lines = list(stale_results())
-        for line in lines:
-            click.echo(line)
-        click.echo(f"{len(lines)} committed results are stale")
+        click.echo("\n".join([*lines, f"{len(lines)} committed results are stale"]))
 
 
 if __name__ == "__main__":

@@ -6,10 +6,8 @@ python -m tools.new_recipe recipes/mine --from recipes/fashion_ddpm     from ano
 python -m tools.new_recipe recipes/mine --without train_vae             pixels instead of latents
 """
 
-from __future__ import annotations
-
 import io
-import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,7 @@ from ruamel.yaml import YAML
 
 from ldm.artifacts import write_atomic
 from ldm.errors import InputError
-from stages.runner.checkpoints import ROOT
-from stages.runner.command import run_command
-from stages.runner.parameters import PARAMS, read_yaml, with_settings
-from stages.runner.run import DAG, path_of
+from stages.runner import DAG, PARAMS, ROOT, path_of, read_yaml, run_command, with_settings
 from tools.check import check_parameters
 
 NEEDED = ("prepare_data", "train_diffusion", "sample", "evaluate")  # what a recipe to start from must have
@@ -42,43 +37,36 @@ def without(dag: dict[str, Any], name: str) -> None:
         outs = [path_of(out) for entry in stages.values() for out in entry["outs"]]
         gone |= {path for path in outs if Path(path).name in OF_AUTOENCODER}
     elif readers or name in NEEDED:
-        raise InputError(
-            f"--without {name}: {', '.join(readers) or 'the table'} cannot do without it; "
-            "of the stages that others read only train_vae can go"
-        )
+        raise InputError(f"--without {name}: {', '.join(readers) or 'the table'} needs it; only train_vae can go")
     del stages[name]
     for entry in stages.values():
         entry["deps"] = [dep for dep in entry["deps"] if dep not in gone]
         entry["outs"] = [out for out in entry["outs"] if path_of(out) not in gone]
     shown = {path[path.index("artifacts/") :] for path in gone}  # relative to dvc.yaml
-    dag["metrics"] = [path for path in dag.get("metrics", []) if path not in shown]
-    dag["plots"] = [plot for plot in dag.get("plots", []) if not any(path in str(plot) for path in shown)]
+    for key in ("metrics", "plots"):
+        dag[key] = [item for item in dag.get(key, []) if not any(path in str(item) for path in shown)]
 
 
 def relocated(dag: dict[str, Any], source: str, target: str) -> dict[str, Any]:
     """The DAG of one recipe (or of the pipeline, '.') for the folder of another; all run in the project's root."""
-    data = re.compile(r"^artifacts/" if source == "." else rf"^{re.escape(source)}/artifacts/")
+    data = "artifacts/" if source == "." else f"{source}/artifacts/"
 
     def move(value: Any) -> Any:
         if isinstance(value, dict):
             return {move(key): inner for key, inner in value.items()}
-        return data.sub(f"{target}/artifacts/", value)
+        return f"{target}/artifacts/{value.removeprefix(data)}" if value.startswith(data) else value
 
     for name, entry in dag["stages"].items():
-        command = entry["cmd"].replace(f" --recipe {source}", "")
-        entry["cmd"] = f"{command} --recipe {target}"
+        entry["cmd"] = f"{entry['cmd'].replace(f' --recipe {source}', '')} --recipe {target}"
         entry["deps"], entry["outs"] = [move(dep) for dep in entry["deps"]], [move(out) for out in entry["outs"]]
-        entry["params"] = [{f"{target}/{PARAMS}": [name]}]
-        entry["wdir"] = "../.."
+        entry |= {"params": [{f"{target}/{PARAMS}": [name]}], "wdir": "../.."}
     dag.pop("artifacts", None)
     return dag
 
 
 @click.command(help=__doc__)
 @click.argument("folder", type=Path)
-@click.option(
-    "--from", "source", type=Path, default=Path(), help="Folder of the recipe to start from; the pipeline by default."
-)
+@click.option("--from", "source", type=Path, default=Path(), help="Folder of another recipe to start from.")
 @click.option("--without", "dropped", multiple=True, metavar="STAGE", help="Leave a stage out (repeatable).")
 @click.option("--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a parameter (repeatable).")
 def command(folder: Path, source: Path, dropped: tuple[str, ...], settings: tuple[str, ...]) -> None:
@@ -87,17 +75,11 @@ def command(folder: Path, source: Path, dropped: tuple[str, ...], settings: tupl
     if folder.resolve().parent != ROOT / "recipes":
         raise InputError(f"{folder} is not a folder in {ROOT / 'recipes'}; a recipe lives there, such as recipes/mine")
     read_yaml(source / PARAMS)  # the one-line errors
-    missing = [name for name in NEEDED if name not in read_yaml(source / DAG).get("stages", {})]
-    if missing:
-        raise InputError(
-            f"--from {source}: it has no stage {missing[0]}, so it is not a pipeline to start from; "
-            "take recipes/fashion_ddpm, or none for the pipeline"
-        )
+    for name in NEEDED:
+        if name not in read_yaml(source / DAG).get("stages", {}):
+            raise InputError(f"--from {source}: it has no stage {name}; take recipes/fashion_ddpm, or leave it out")
     if "prepare_data.dataset=folder" in settings and not any(s.startswith("prepare_data.root=") for s in settings):
-        raise InputError(
-            "--set prepare_data.dataset=folder: which one? Add --set prepare_data.root=FOLDER, "
-            "which has one sub-folder of PNG images per class"
-        )
+        raise InputError("--set prepare_data.dataset=folder: which one? Add --set prepare_data.root=FOLDER")
     form = YAML()
     form.width = 120
     dag, values = (form.load((source / file).read_text("utf-8")) for file in (DAG, PARAMS))
@@ -106,7 +88,6 @@ def command(folder: Path, source: Path, dropped: tuple[str, ...], settings: tupl
         values.pop(name, None)
     with_settings(values, settings)
     dag = relocated(dag, *(path.resolve().relative_to(ROOT).as_posix() for path in (source, folder)))
-    folder.mkdir(parents=True)
     try:
         for file, content in ((DAG, dag), (PARAMS, values)):
             text = io.StringIO()
@@ -114,9 +95,7 @@ def command(folder: Path, source: Path, dropped: tuple[str, ...], settings: tupl
             write_atomic(folder / file, text.getvalue().encode())
         check_parameters(folder)
     except BaseException:
-        for file in (DAG, PARAMS):
-            (folder / file).unlink(missing_ok=True)
-        folder.rmdir()
+        shutil.rmtree(folder)
         raise
     print(f"{folder} is ready: change its {PARAMS}, then run dvc repro {folder / DAG}")
 

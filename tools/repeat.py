@@ -8,8 +8,6 @@ Each seed has its folder under --out; a seed whose row is there, from the same p
 run again. What is the same for all seeds is read from the tracked artifacts.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import statistics
@@ -21,10 +19,7 @@ import click
 
 from ldm.artifacts import write_atomic
 from ldm.errors import InputError
-from stages.runner.checkpoints import ROOT
-from stages.runner.command import check_writable, run_command
-from stages.runner.parameters import PARAMS
-from stages.runner.run import DAG, files_of
+from stages.runner import DAG, PARAMS, ROOT, check_writable, files_of, run_command
 
 CHAIN = ["train_diffusion", "sample", "decode", "evaluate"]
 
@@ -69,14 +64,7 @@ def summary(rows: dict[int, dict[str, float]]) -> dict[str, object]:
 
 
 @click.command(help=__doc__)
-@click.option(
-    "--from",
-    "first",
-    type=click.Choice(CHAIN[:2]),
-    default=CHAIN[0],
-    show_default=True,
-    help="The stage that takes the seed.",
-)
+@click.option("--from", "first", type=click.Choice(CHAIN[:2]), default=CHAIN[0], help="The stage that takes the seed.")
 @click.option("--seeds", default="0,1,2", show_default=True, help="Two or more, with commas.")
 @click.option("--out", type=Path, required=True, help="Folder of the runs and of summary.json.")
 def command(first: str, seeds: str, out: Path) -> None:

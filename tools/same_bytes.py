@@ -8,9 +8,6 @@ Tensors are compared by value, other files by bytes. The run is small, but for t
 params.yaml, so it proves nothing of a recipe, nor of choices that the pipeline does not make.
 """
 
-from __future__ import annotations
-
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -19,8 +16,7 @@ import click
 
 from ldm.errors import InputError
 from ldm.lazy import safetensors_torch, torch
-from stages.runner.checkpoints import ROOT
-from stages.runner.command import run_command
+from stages.runner import ROOT, run_command
 from tools.small import run_in
 
 
@@ -34,18 +30,16 @@ def run_small(code: Path, folder: Path) -> Path:
 
 def differences(before: Path, after: Path) -> list[str]:
     """What differs between two folders of outputs, a line each."""
-    files = [{path.relative_to(root) for path in root.rglob("*.*") if path.is_file()} for root in (before, after)]
-    lines = [
-        f"{path} is there only {'before' if path in files[0] else 'after'}" for path in sorted(files[0] ^ files[1])
-    ]
-    for path in sorted(files[0] & files[1]):
-        a, b = (root / path for root in (before, after))
+    old, new = ({path.relative_to(root) for path in root.rglob("*.*")} for root in (before, after))
+    lines = [f"{path} is there only {'before' if path in old else 'after'}" for path in sorted(old ^ new)]
+    for path in sorted(old & new):
+        a, b = before / path, after / path
         if path.suffix != ".safetensors":
             lines += [] if a.read_bytes() == b.read_bytes() else [f"{path} differs"]
             continue
-        old, new = (safetensors_torch.load_file(file) for file in (a, b))
-        names = [n for n in old.keys() | new.keys() if n not in old or n not in new or not torch.equal(old[n], new[n])]
-        lines += [f"{path} differs in {', '.join(sorted(names))}"] if names else []
+        x, y = safetensors_torch.load_file(a), safetensors_torch.load_file(b)
+        names = [n for n in sorted(x.keys() | y.keys()) if n not in x or n not in y or not torch.equal(x[n], y[n])]
+        lines += [f"{path} differs in {', '.join(names)}"] if names else []
     return lines
 
 
@@ -55,23 +49,21 @@ def differences(before: Path, after: Path) -> list[str]:
 def command(revision: str, commit: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         checkout = Path(folder) / "checkout"
-        added = subprocess.run(
-            ["git", "worktree", "add", "--detach", str(checkout), revision], cwd=ROOT, capture_output=True, text=True
-        )
+        added = run_in(ROOT, "git", "worktree", "add", "--detach", str(checkout), revision)
         if added.returncode:
             raise InputError(f"{revision}: {added.stderr.strip().splitlines()[-1]}")
         try:
-            before, after = run_small(checkout, Path(folder) / "before"), run_small(ROOT, Path(folder) / "after")
+            before, after = run_small(checkout, checkout.parent / "before"), run_small(ROOT, checkout.parent / "after")
             lines = differences(before, after)
         finally:
-            subprocess.run(["git", "worktree", "remove", "--force", str(checkout)], cwd=ROOT, check=True)
-        for line in lines:
-            click.echo(line)
-        if lines:
-            raise InputError(f"{len(lines)} outputs differ from those of {revision}; run 'dvc repro'")
-        click.echo(f"every output of the small pipeline is that of {revision}")
-    if commit:
-        subprocess.run(["dvc", "commit", "--force", "dvc.yaml"], cwd=ROOT, check=True)
+            run_in(ROOT, "git", "worktree", "remove", "--force", str(checkout))
+    for line in lines:
+        click.echo(line)
+    if lines:
+        raise InputError(f"{len(lines)} outputs differ from those of {revision}; run 'dvc repro'")
+    click.echo(f"every output of the small pipeline is that of {revision}")
+    if commit and (done := run_in(ROOT, "dvc", "commit", "--force", "dvc.yaml")).returncode:
+        raise InputError(f"dvc commit failed: {done.stderr.strip().splitlines()[-1]}")
 
 
 if __name__ == "__main__":

@@ -5,20 +5,15 @@ python -m tools.show_schedule                                   that of params.y
 python -m tools.show_schedule cosine linear --out schedules.png others, with their options there, drawn side by side
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click
 
 from ldm.artifacts import write_atomic
-from ldm.diffusion.schedule import Schedule, schedules
+from ldm.diffusion import Schedule, schedules
 from ldm.errors import InputError
 from ldm.lazy import torch
-from stages.runner.command import run_command
-from stages.runner.figures import new_figure, png_of
-from stages.runner.parameters import PARAMS, read_section
-from stages.runner.run import warn
+from stages.runner import PARAMS, new_figure, png_of, read_section, run_command, warn
 
 SECTION = "train_diffusion"
 
@@ -32,9 +27,7 @@ def command(names: tuple[str, ...], params: Path, section: str, out: Path | None
     values = read_section(params, section)
     values = values.get(SECTION, values)  # the section of a toy holds that of the training
     if not isinstance(values, dict) or "schedule" not in values:
-        raise InputError(
-            f"{params}: the section {section!r} has no schedule; choose that of a training, such as {SECTION}"
-        )
+        raise InputError(f"{params}: the section {section!r} has no schedule; choose that of a training: {SECTION}")
     options = values.get("schedules") or {}
     chosen = {name: schedules.build(name, options.get(name)) for name in names or [values["schedule"]]}
     for name, schedule in chosen.items():

@@ -3,8 +3,6 @@
 The tests work on such a run, and tools.same_bytes compares two of them.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
@@ -16,31 +14,9 @@ import click
 from ruamel.yaml import YAML
 
 from ldm.errors import InputError
-from stages.runner.checkpoints import ROOT
-from stages.runner.command import run_command
+from stages.runner import ROOT, read_yaml, run_command
 
-# what the small run changes in params.yaml, by dotted key
-SMALL = {
-    "prepare_data.source": "embedded",
-    "prepare_data.limit": 300,
-    "train_classifier.optimisation.steps": 60,
-    "train_classifier.optimisation.record_every": 10,
-    "train_second_classifier.optimisation.steps": 40,
-    "train_second_classifier.optimisation.record_every": 10,
-    "train_vae.optimisation.steps": 40,
-    "train_vae.optimisation.record_every": 10,
-    "train_diffusion.networks.unet.width": 16,
-    "train_diffusion.optimisation.steps": 40,
-    "train_diffusion.guide_step": 20,
-    "train_diffusion.optimisation.batch_size": 64,
-    "train_diffusion.optimisation.record_every": 10,
-    "sample.n": 300,
-    "sample.steps": 6,
-    "evaluate.n": 300,
-    "evaluate.resamples": 3,
-    "evaluate.kid_subsets": 3,
-    "memorisation.n": 300,
-}
+SMALL = read_yaml(Path(__file__).with_suffix(".yaml"))  # dotted keys of params.yaml → values
 
 
 def change(path: Path, settings: dict[str, Any]) -> None:
@@ -48,8 +24,7 @@ def change(path: Path, settings: dict[str, Any]) -> None:
     yaml = YAML()
     values = yaml.load(path.read_text("utf-8"))
     for key, value in settings.items():
-        *sections, name = key.split(".")
-        place = values
+        place, *sections, name = values, *key.split(".")
         for section in sections:
             place = place.setdefault(section, {})
         place[name] = value
@@ -59,14 +34,12 @@ def change(path: Path, settings: dict[str, Any]) -> None:
 
 def copy_project(target: Path) -> Path:
     """What git tracks, or would, but for results, in a new repository of its own whose params.yaml is small."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
+    listed = run_in(ROOT, "git", "ls-files", "-co", "--exclude-standard").stdout
     for name in listed.splitlines():
         if (ROOT / name).is_file() and not name.startswith("artifacts/") and name != "dvc.lock":
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target / name)
-    subprocess.run(["git", "init", "-q"], cwd=target, check=True)
+    run_in(target, "git", "init", "-q")
     change(target / "params.yaml", SMALL)
     return target
 

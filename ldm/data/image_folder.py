@@ -1,7 +1,5 @@
 """A folder of PNG images, one sub-folder per class."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -34,16 +32,12 @@ def read(root: Path) -> tuple[Tensor, Tensor, int]:
     paths = [path for group in images for path in group]
     first = _pixels(paths[0])
     if any(side % SIDES for side in first.shape[1:]):
-        raise InputError(
-            f"{paths[0]} is {_described(first)}, but both sides must be divisible by {SIDES}: resize or crop the images"
-        )
+        raise InputError(f"{paths[0]} is {_described(first)}, but both sides must be divisible by {SIDES}: resize it")
     pixels = np.empty((len(paths), *first.shape), np.uint8)
     for i, path in enumerate(paths):
         image = _pixels(path)
         if image.shape != first.shape:
-            raise InputError(
-                f"{path} is {_described(image)}, but {paths[0]} is {_described(first)}; all images must be alike"
-            )
+            raise InputError(f"{path} is {_described(image)}, but {paths[0]} is {_described(first)}; all must be alike")
         pixels[i] = image
     labels = np.repeat(np.arange(len(classes), dtype=np.uint8), [len(group) for group in images])
     return torch.from_numpy(pixels), torch.from_numpy(labels), sum(map(len, members)) - len(paths)

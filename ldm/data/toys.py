@@ -54,12 +54,10 @@ class GaussianMixture(Toy):
         nearest = distance.argmin(1)
         shares = np.bincount(nearest, minlength=len(self.means)) / len(x)
         around = x - self.means[nearest]
-        return {
-            "mode_offset": float(np.abs(around.mean(0)).max() / self.std),
-            "mode_std_ratio": float(np.sqrt((around**2).mean()) / self.std),
-            "smallest_share": float(shares.min() * len(shares)),
-            "largest_share": float(shares.max() * len(shares)),
-        }
+        offset, std_ratio = np.abs(around.mean(0)).max() / self.std, np.sqrt((around**2).mean()) / self.std
+        least, most = shares.min() * len(shares), shares.max() * len(shares)
+        names = ("mode_offset", "mode_std_ratio", "smallest_share", "largest_share")
+        return dict(zip(names, map(float, (offset, std_ratio, least, most)), strict=True))
 
 
 @toys.register
@@ -92,10 +90,8 @@ class Parabola(Toy):
         """Distances to the curve: median and 95th percentile."""
         u = np.linspace(0, 1, 10_001)
         distance, _ = scipy.spatial.cKDTree(np.stack([u, u**2], 1)).query(x)
-        return {
-            "curve_distance_median": float(np.median(distance)),
-            "curve_distance_p95": float(np.percentile(distance, 95)),
-        }
+        p95 = float(np.percentile(distance, 95))
+        return {"curve_distance_median": float(np.median(distance)), "curve_distance_p95": p95}
 
 
 @toys.register

@@ -5,7 +5,7 @@ A chain is q(x_i | x_{i−1}) = N(√(1 − β_i) x_{i−1}, β_i) for i = 1 …
 
 import math
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -52,7 +52,7 @@ class Chain(Schedule):
         rounded = (t.double() * self.length - 0.01).ceil().long() - 1  # i / T is its own point, also in float32
         return rounded.clamp(0, self.length - 1)
 
-    def _on(self, device: object) -> tuple[Tensor, Tensor]:
+    def _on(self, device: Any) -> tuple[Tensor, Tensor]:
         """alphas and sigmas on a device, copied there once: a training step that copies waits for the device."""
         if device not in self._tables:
             self._tables[device] = self.alphas.to(device), self.sigmas.to(device)
@@ -60,18 +60,17 @@ class Chain(Schedule):
 
 
 def variance_preserving(betas: Tensor, *, zero_terminal_snr: bool) -> Chain:
-    """The chain of these βs: alpha_t² = ᾱ_i = ∏ (1 − β_s), sigma_t² = 1 − ᾱ_i (Ho et al. 2020, arXiv:2006.11239, Eq. 4).
+    """The chain of these βs: alpha_t² = ᾱ_i = ∏ (1 − β_s) and sigma_t² = 1 − ᾱ_i.
 
-    betas: (T,) in (0, 1). With zero_terminal_snr, √ᾱ is shifted to end at 0 and scaled to keep its first value (Lin et
-    al. 2024, arXiv:2305.08891, Alg. 1). Raises: InputError for a β outside (0, 1), which only the last one of a chain
-    without terminal signal may reach.
+    Ho et al. 2020, arXiv:2006.11239, Eq. 4. betas: (T,) in (0, 1). With zero_terminal_snr, √ᾱ is shifted to end at 0
+    and scaled to keep its first value (Lin et al. 2024, arXiv:2305.08891, Alg. 1). Raises: InputError for a β outside
+    (0, 1), which only the last one of a chain without terminal signal may reach.
     """
     length = len(betas)
     inner = betas[:-1] if zero_terminal_snr and betas[-1] == 1 else betas
     worst = inner[(inner - 0.5).abs().argmax()].item()
     if not 0 < worst < 1:
-        problem = f"a chain of {length} steps would have the beta {worst:.3g}, but it must lie in (0, 1)"
-        raise InputError(f"{problem}; use a longer chain, or smaller betas")
+        raise InputError(f"{length} steps give a beta of {worst:.3g}, not in (0, 1); use more, or smaller betas")
     if zero_terminal_snr and length < 2:
         raise InputError("zero_terminal_snr needs a chain of at least 2 steps, and this one has 1; use a longer chain")
     alphas = (1 - betas.double()).cumprod(0).sqrt()  # (T,)
@@ -95,7 +94,7 @@ def beta_schedule(shape: Callable[[Tensor, float, float], Tensor]) -> Callable[[
         beta_start: first β, at T = 1000
         beta_end: last β, at T = 1000
         scaled: multiply β by 1000 / T, so that the end is noise for every T; false takes β as it is
-        zero_terminal_snr: rescale the chain so that no signal is left at its end; not with the predictions eps and score
+        zero_terminal_snr: rescale the chain so that no signal is left at its end; not with predictions eps and score
         """
         u = torch.linspace(0, 1, length, dtype=torch.float64)
         factor = REFERENCE_LENGTH / length if scaled else 1.0
@@ -128,7 +127,9 @@ def sigmoid(u: Tensor, start: float, end: float) -> Tensor:
 def cosine(
     *, length: Length = 1000, s: Rate = 0.008, beta_max: Fraction = 0.999, zero_terminal_snr: bool = False
 ) -> Schedule:
-    """ᾱ on a squared cosine, β clipped so that the end keeps some signal (Nichol & Dhariwal 2021, arXiv:2102.09672, Eq. 17).
+    """ᾱ on a squared cosine, with β clipped so that the end keeps some signal.
+
+    Nichol & Dhariwal 2021, arXiv:2102.09672, Eq. 17.
 
     length: length T of the chain
     s: offset that keeps the first β from vanishing

@@ -10,7 +10,7 @@ from ldm.diffusion.prediction import Prediction, invertible_without_signal, pred
 from ldm.diffusion.schedule import Level, Schedule, broadcast, schedules
 from ldm.errors import InputError
 from ldm.lazy import Module, Tensor, torch
-from ldm.networks.options import networks
+from ldm.networks import networks
 
 
 class Denoiser:
@@ -20,6 +20,9 @@ class Denoiser:
     it was trained on classes; its output is F (see `ldm.diffusion.prediction`).
     """
 
+    shape: tuple[int, ...] = ()  # of a sample, (C, h, w), where it was built from a configuration
+    device: str = "cpu"
+
     def __init__(
         self, network: Module, schedule: Schedule, prediction: Prediction, class_sizes: Sequence[int] = ()
     ) -> None:
@@ -28,20 +31,18 @@ class Denoiser:
         Raises: InputError where the prediction cannot be inverted at the schedule's start.
         """
         if schedule.alpha_t(torch.ones(1)) == 0 and not invertible_without_signal(prediction):
-            raise InputError(
-                "the schedule starts without signal (alpha = 0), where the prediction says nothing of x0; "
-                "choose the prediction x0, v, flow or edm"
-            )
+            raise InputError("at alpha = 0 this prediction says nothing of x0; choose x0, v, flow or edm")
         self.network, self.schedule, self.prediction = network, schedule, prediction
         self.class_sizes = list(class_sizes)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], shape: Sequence[int], class_sizes: Sequence[int] = ()) -> Denoiser:
-        """Build from a resolved `train_diffusion` section, for samples (C, h, w) of these classes. Weights are random."""
-        schedule = schedules.chosen(config, "schedule")
-        build = networks.chosen(config, "network")
+        """Build from a resolved `train_diffusion` section, for samples (C, h, w). Weights are random."""
+        schedule, build = schedules.chosen(config, "schedule"), networks.chosen(config, "network")
         network = build(tuple(shape), classes=len(class_sizes)) if class_sizes else build(tuple(shape))
-        return cls(network, schedule, predictions.chosen(config, "prediction"), class_sizes)
+        denoiser = cls(network, schedule, predictions.chosen(config, "prediction"), class_sizes)
+        denoiser.shape = tuple(shape)
+        return denoiser
 
     @classmethod
     def from_artifact(cls, artifact: Artifact, device: str = "cpu") -> Denoiser:
@@ -49,6 +50,7 @@ class Denoiser:
         sizes = _class_sizes(artifact)
         denoiser = artifact.build(lambda config: cls.from_config(config, config["shape"], sizes))
         artifact.load_into(denoiser.network)
+        denoiser.device = device
         denoiser.network.eval().to(device)
         return denoiser
 
@@ -76,12 +78,9 @@ class Denoiser:
 
 
 def _class_sizes(artifact: Artifact) -> list[int]:
-    """How many training images each class has; none for a network without labels. Raises: InputError for anything else."""
+    """The training images of each class; none for a network without labels. Raises: InputError for anything else."""
     sizes = artifact.config.get("class_sizes", [])
     valid = isinstance(sizes, list) and all(type(size) is int and 0 <= size < 2**32 for size in sizes)
     if not valid or (sizes and not any(sizes)):
-        listed = str(sizes)[:60]
-        raise InputError(
-            f"{artifact.path}: class_sizes of its configuration are no numbers of training images: {listed}"
-        )
+        raise InputError(f"{artifact.path}: class_sizes {str(sizes)[:60]} are no numbers of training images")
     return sizes

@@ -8,7 +8,7 @@ from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.prediction import training_target, x0_error_scale
 from ldm.diffusion.schedule import Schedule, broadcast
 from ldm.lazy import Generator, Tensor, torch
-from ldm.networks.latents import Posterior, Standardiser
+from ldm.networks import Posterior, Standardiser
 
 ALL = slice(None)
 # (SNR, c²) → the weight on ‖Δx0‖², where ‖ΔF‖² = c² ‖Δx0‖²
@@ -95,7 +95,9 @@ def logit_normal(schedule: Schedule, n: int, generator: Generator, *, mean: floa
 def log_normal(
     schedule: Schedule, n: int, generator: Generator, *, P_mean: float = -1.2, P_std: Positive = 1.2
 ) -> Tensor:
-    """log σ̄ is normal (Karras et al. 2022, arXiv:2206.00364, Table 1); what is beyond the schedule's ends moves to them.
+    """log σ̄ is normal; levels beyond the schedule's ends are moved to them.
+
+    Karras et al. 2022, arXiv:2206.00364, Table 1.
 
     P_mean: mean of log σ̄
     P_std: deviation of log σ̄
@@ -105,7 +107,7 @@ def log_normal(
 
 
 class DiffusionLoss(NamedTuple):
-    """The weighted penalty of the network's error; weights are stated on the squared error of x0, and converted here."""
+    """The weighted penalty of the network's error; weights are stated on the squared error of x0, then converted."""
 
     penalty: Penalty
     weighting: Weighting

@@ -7,7 +7,7 @@ sigma = σ̄ = sigma_t / alpha_t = exp(−half-log-SNR); that serves every sched
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ldm.config import Registry
 from ldm.errors import InputError
@@ -23,7 +23,7 @@ class Level(NamedTuple):
     alpha_t: Tensor
     sigma_t: Tensor
 
-    def expand(self, n: int, device: object) -> Level:
+    def expand(self, n: int, device: Any) -> Level:
         """A scalar level for n samples on a device: each (n,)."""
         return Level(*(x.to(device).expand(n) for x in self))
 
@@ -69,10 +69,7 @@ class Schedule(ABC):
         level = Level(t, self.alpha_t(t), self.sigma_t(t))
         half_log_snr = level.alpha_t.log() - level.sigma_t.log()
         if self.length is not None and not torch.isclose(half_log_snr, -sigma.log(), rtol=0, atol=1e-6):
-            raise InputError(
-                f"the chain has no noise level {sigma:g}; "
-                "a sampler that leaves its levels (heun with S_churn) needs continuous time"
-            )
+            raise InputError(f"the chain has no noise level {sigma:g}; heun with S_churn needs continuous time")
         return level
 
     def terminal_snr(self) -> float:

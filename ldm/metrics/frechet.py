@@ -1,7 +1,5 @@
 """The Fréchet distance between Gaussians fitted to two sets of features, in float64."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from functools import reduce
 from typing import NamedTuple
@@ -46,9 +44,7 @@ def moments(batches: Features | Iterable[Features], name: str = "features") -> M
     total = reduce(merge, (_of_batch(batch, name) for batch in batches))
     d = len(total.mean)
     if total.n <= d:
-        raise InputError(
-            f"{name}: {total.n} samples cannot give the covariance of {d} features; at least {d + 1} are needed"
-        )
+        raise InputError(f"{name}: {total.n} samples cannot give the covariance of {d} features; use {d + 1} or more")
     if not total.scatter.any():
         raise InputError(f"{name}: all {total.n} samples are equal, so that they have no covariance")
     return total
@@ -73,9 +69,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     that are ≥ 0 up to rounding. Raises: InputError where the widths differ.
     """
     if a.mean.shape != b.mean.shape:
-        raise InputError(
-            f"features of widths {a.mean.size} and {b.mean.size} do not compare; take both from one classifier"
-        )
+        raise InputError(f"features of widths {a.mean.size} and {b.mean.size}; take both from one classifier")
     values, vectors = scipy.linalg.eigh(a.covariance)
     root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
     product = root @ b.covariance @ root
@@ -96,9 +90,9 @@ def bootstrap_spread(features: Features, reference: Moments, resamples: int, rng
 
 
 def frechet_at_infinity(features: Features, reference: Moments, points: int, rng: np.random.Generator) -> float:
-    """The distance extrapolated to infinitely many samples, by a line in 1 / n.
+    """The distance extrapolated to infinitely many samples by a line in 1 / n (Chong & Forsyth 2020, arXiv:1911.07023).
 
-    Chong & Forsyth 2020, arXiv:1911.07023. features: (n, d), of which random subsets from n / 2 to n are scored. Raises: InputError for n < 4 d.
+    features: (n, d), of which random subsets of n / 2 to n rows are scored. Raises: InputError for n < 4 d.
     """
     n, d = features.shape
     if n < 4 * d:

@@ -76,12 +76,9 @@ def precision_recall(real: Manifold, fake: Manifold) -> dict[str, float]:
         covered |= inside.any(0)
         recalled |= (distance <= fake.radii[rows, None]).any(0)
     count = len(fake.features)
-    return {
-        "precision": float(precise / count),
-        "recall": float(recalled.mean()),
-        "density": float(dense / (real.k * count)),
-        "coverage": float(covered.mean()),
-    }
+    shares = {"precision": precise / count, "recall": recalled.mean()}
+    shares |= {"density": dense / (real.k * count), "coverage": covered.mean()}
+    return {name: float(share) for name, share in shares.items()}
 
 
 def _distances(a: Features, b: Features) -> Features:

@@ -3,3 +3,9 @@ from . import classifier as classifier
 from . import conv_unet as conv_unet
 from . import mlp as mlp
 from . import unet as unet
+from .latents import Posterior as Posterior
+from .latents import Standardiser as Standardiser
+from .options import FEATURES as FEATURES
+from .options import autoencoders as autoencoders
+from .options import classifiers as classifiers
+from .options import networks as networks

@@ -3,10 +3,9 @@
 The decoder's logits are those of the pixels' grey levels, taken as probabilities.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as nnf
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from ldm.artifacts import Artifact
 from ldm.errors import InputError
 from ldm.images import from_uint8, to_uint8
-from ldm.networks.latents import Posterior
+from ldm.networks.latents import Posterior, Standardiser
 from ldm.networks.options import autoencoders
 
 PATCH = 4  # pixels a side that one place of the latent grid stands for
@@ -56,26 +55,13 @@ class ConvVAE(Autoencoder):
         super().__init__()
         channels, height, side = shape
         if height % PATCH or side % PATCH:
-            raise InputError(
-                f"autoencoders.conv_vae: images of {height} × {side} pixels cannot be encoded; "
-                f"both sides must be multiples of {PATCH}"
-            )
-        self.encoder = nn.Sequential(
-            nn.PixelUnshuffle(PATCH),
-            nn.Conv2d(PATCH**2 * channels, width, 3, padding=1),
-            *[Residual(width) for _ in range(blocks)],
-            *norm_act(width),
-            nn.Conv2d(width, 2 * latent_channels, 1),
-        )
-        self.decoder = nn.Sequential(
-            nn.Conv2d(latent_channels, width, 3, padding=1),
-            *[Residual(width) for _ in range(blocks)],
-            *norm_act(width),
-            nn.Conv2d(width, smoothing * PATCH**2, 3, padding=1),
-            nn.PixelShuffle(PATCH),
-            nn.SiLU(),
-            nn.Conv2d(smoothing, channels, 3, padding=1),
-        )
+            raise InputError(f"conv_vae: {height} × {side} pixels do not fit; both sides must be multiples of {PATCH}")
+        conv = partial(nn.Conv2d, kernel_size=3, padding=1)
+        coarse = [nn.PixelUnshuffle(PATCH), conv(PATCH**2 * channels, width), *(Residual(width) for _ in range(blocks))]
+        self.encoder = nn.Sequential(*coarse, *norm_act(width), nn.Conv2d(width, 2 * latent_channels, 1))
+        coarse = [conv(latent_channels, width), *(Residual(width) for _ in range(blocks)), *norm_act(width)]
+        fine = [conv(width, smoothing * PATCH**2), nn.PixelShuffle(PATCH), nn.SiLU(), conv(smoothing, channels)]
+        self.decoder = nn.Sequential(*coarse, *fine)
         self.to(memory_format=torch.channels_last)
 
     def encode(self, x: Tensor) -> Posterior:
@@ -141,6 +127,22 @@ def vae_loss(vae: Autoencoder, x: Tensor, eps: Tensor, kl_weight: float) -> Tens
 def decode_images(vae: Autoencoder, z: Tensor, batch_size: int = 500) -> Tensor:
     """The decoder's mean as uint8 images: z (N, c, h, w) → (N, C, H, W)."""
     return torch.cat([to_uint8(vae.images(batch)) for batch in z.split(batch_size)])
+
+
+class Decoder(NamedTuple):
+    """From standardised latents to images."""
+
+    vae: Autoencoder
+    standardiser: Standardiser
+
+    @classmethod
+    def from_artifacts(cls, latents: Artifact, vae: Artifact | None, device: str) -> Self:
+        """vae: None where the latents are the images. Raises: InputError where the weights do not fit."""
+        return cls(from_artifact(vae, device), Standardiser.from_artifact(latents, device))
+
+    def __call__(self, x: Tensor, batch_size: int = 500) -> Tensor:
+        """Standardised latents (N, c, h, w) → uint8 images (N, C, H, W) on the CPU."""
+        return decode_images(self.vae, self.standardiser.unstandardise(x), batch_size).cpu()
 
 
 @torch.inference_mode()

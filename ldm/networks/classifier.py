@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,17 +51,10 @@ def conv_body(shape: Sequence[int], *, width: int) -> nn.Sequential:
     def conv(c_in: int, c_out: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
         return [nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()]
 
-    return nn.Sequential(
-        *conv(shape[0], width, kernel=5, stride=2),
-        *conv(width, width),
-        *conv(width, 2 * width, stride=2),
-        *conv(2 * width, 2 * width),
-        *conv(2 * width, 4 * width, stride=2),
-        nn.AdaptiveAvgPool2d(4),  # the size of the grid for 28 × 28 pixels
-        nn.Flatten(),
-        nn.Linear(64 * width, FEATURES),
-        nn.ReLU(),
-    )
+    layers = [*conv(shape[0], width, kernel=5, stride=2), *conv(width, width), *conv(width, 2 * width, stride=2)]
+    layers += [*conv(2 * width, 2 * width), *conv(2 * width, 4 * width, stride=2)]
+    layers += [nn.AdaptiveAvgPool2d(4), nn.Flatten()]  # 4 × 4 is the size of the grid for 28 × 28 pixels
+    return nn.Sequential(*layers, nn.Linear(64 * width, FEATURES), nn.ReLU())
 
 
 def residual_body(shape: Sequence[int], *, width: int, blocks: int) -> nn.Sequential:
@@ -69,23 +63,12 @@ def residual_body(shape: Sequence[int], *, width: int, blocks: int) -> nn.Sequen
     Raises: InputError unless H and W are even.
     """
     if shape[1] % 2 or shape[2] % 2:
-        raise InputError(
-            f"classifiers.residual: images of {shape[1]} × {shape[2]} pixels do not halve; both sides must be even"
-        )
-    return nn.Sequential(
-        nn.PixelUnshuffle(2),
-        nn.Conv2d(4 * shape[0], width, 3, padding=1, bias=False),
-        *(Residual(width) for _ in range(blocks)),
-        nn.Conv2d(width, 2 * width, 3, stride=2, padding=1, bias=False),
-        *(Residual(2 * width) for _ in range(blocks)),
-        nn.BatchNorm2d(2 * width),
-        nn.ReLU(),
-        nn.Conv2d(2 * width, FEATURES, 3, stride=2, padding=1, bias=False),
-        nn.BatchNorm2d(FEATURES),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-    )
+        raise InputError(f"classifiers.residual: {shape[1]} × {shape[2]} pixels do not halve; both sides must be even")
+    conv = partial(nn.Conv2d, kernel_size=3, padding=1, bias=False)
+    layers = [nn.PixelUnshuffle(2), conv(4 * shape[0], width), *(Residual(width) for _ in range(blocks))]
+    layers += [conv(width, 2 * width, stride=2), *(Residual(2 * width) for _ in range(blocks))]
+    layers += [nn.BatchNorm2d(2 * width), nn.ReLU(), conv(2 * width, FEATURES, stride=2)]
+    return nn.Sequential(*layers, nn.BatchNorm2d(FEATURES), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 class Residual(nn.Sequential):

@@ -1,7 +1,5 @@
 """The layers of the tutorial's U-Net."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from itertools import pairwise
@@ -19,13 +17,11 @@ class ConvUNet(nn.Module):
     frequencies: Tensor
 
     def __init__(self, shape: Sequence[int], *, channels: Sequence[int], blocks: int, embedding: int) -> None:
-        """shape: (C, h, w). Raises: InputError where the coarsest grid is a single place, which has no instance norm."""
+        """shape: (C, h, w). Raises: InputError where the coarsest grid is one place, which has no instance norm."""
         super().__init__()
         if math.ceil(max(shape[1:]) / 2 ** (len(channels) - 1)) < 2:
-            raise InputError(
-                f"networks.conv_unet.channels: {len(channels)} resolutions are too many "
-                f"for a grid of {shape[1]} × {shape[2]}"
-            )
+            size = f"{len(channels)} resolutions are too many for a grid of {shape[1]} × {shape[2]}"
+            raise InputError(f"networks.conv_unet.channels: {size}")
         half = embedding // 2
         frequencies = torch.exp(-math.log(1000) * torch.arange(half) / (half - 1))
         self.register_buffer("frequencies", frequencies, persistent=False)

@@ -1,7 +1,5 @@
 """The layers of the perceptron for points."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from itertools import pairwise

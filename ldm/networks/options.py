@@ -5,6 +5,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
@@ -17,7 +18,9 @@ from ldm.lazy import Module
 Shape: TypeAlias = tuple[int, ...]  # (C, H, W) of an image, or (C, h, w) of a latent
 Build: TypeAlias = Callable[..., Module]  # (shape) → a module; of a network that takes classes, (shape, classes=0)
 Sizes = Annotated[tuple[int, ...], Field(strict=False, min_length=1)]
-Even = Annotated[int, Field(ge=4, multiple_of=2)]
+Even = Annotated[int, Field(ge=2, multiple_of=2)]
+EvenFrom4 = Annotated[int, Field(ge=4, multiple_of=2)]
+Eights = Annotated[int, Field(ge=8, multiple_of=8)]
 FEATURES = 128  # width of the classifiers' features
 
 networks: Registry[Build] = Registry("networks")  # F = network(x_t, t[, labels])
@@ -35,7 +38,7 @@ def unet(
     blocks: Count = 2,
     attention: Literal["none", "linear"] = "none",
     resampling: Literal["learned", "fixed"] = "learned",
-    embedding: Even = 512,
+    embedding: EvenFrom4 = 512,
     groups: Count = 32,
     heads: Count = 1,
     dropout: Rate = 0.0,
@@ -54,7 +57,7 @@ def unet(
     heads: attention heads; must divide the channels at every resolution that has attention
     dropout: dropout rate inside the residual blocks
     """
-    options = dict(locals())
+    options = SimpleNamespace(**locals())
     channels = [width * multiplier for multiplier in multipliers]
     for multiplier, count in zip(multipliers, channels, strict=True):
         if count < 1 or count % groups:
@@ -63,12 +66,12 @@ def unet(
     for count in channels if attention == "linear" else channels[-1:]:
         if count % heads:
             raise InputError(f"heads {heads} do not divide the {count} channels of a resolution with attention")
-    return partial(layers.unet.UNet, **options)
+    return partial(layers.unet.UNet, options=options)
 
 
 @networks.register
-def conv_unet(*, channels: Sizes = (32, 64), blocks: Count = 2, embedding: Even = 16) -> Build:
-    """The tutorial's U-Net: convolution, instance norm, leaky ReLU; every block adds a linear map of the time embedding.
+def conv_unet(*, channels: Sizes = (32, 64), blocks: Count = 2, embedding: EvenFrom4 = 16) -> Build:
+    """The tutorial's U-Net: convolution, instance norm, leaky ReLU; each block adds a map of the time embedding.
 
     channels: channels at each resolution, from the finest; each further one halves the grid
     blocks: blocks at a resolution, on the way down and on the way up
@@ -78,13 +81,7 @@ def conv_unet(*, channels: Sizes = (32, 64), blocks: Count = 2, embedding: Even 
 
 
 @networks.register
-def mlp(
-    *,
-    width: Count = 128,
-    depth: Count = 3,
-    embedding: Annotated[int, Field(ge=2, multiple_of=2)] = 32,
-    experts: Count = 1,
-) -> Build:
+def mlp(*, width: Count = 128, depth: Count = 3, embedding: Even = 32, experts: Count = 1) -> Build:
     """A multilayer perceptron for points (d, 1, 1): one for all noise levels, or one for each.
 
     width: hidden units of a layer
@@ -96,13 +93,7 @@ def mlp(
 
 
 @autoencoders.register
-def conv_vae(
-    *,
-    latent_channels: Count = 2,
-    width: Annotated[int, Field(ge=8, multiple_of=8)] = 64,
-    blocks: Count = 1,
-    smoothing: Count = 8,
-) -> Build:
+def conv_vae(*, latent_channels: Count = 2, width: Eights = 64, blocks: Count = 1, smoothing: Count = 8) -> Build:
     """A convolutional autoencoder that shrinks each side by four: 28 × 28 pixels become a 7 × 7 grid.
 
     Patches of 4 × 4 pixels become channels at once, so that all the work is done on the small grid.

@@ -1,10 +1,9 @@
 """The layers of the U-Net (Ronneberger et al. 2015; Ho et al. 2020; Dhariwal & Nichol 2021, arXiv:2105.05233)."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as nnf
@@ -20,63 +19,42 @@ class UNet(nn.Module):
     `ldm.networks.options.unet`.
     """
 
-    def __init__(
-        self,
-        shape: Sequence[int],
-        classes: int = 0,
-        *,
-        patch: int,
-        width: int,
-        multipliers: Sequence[int],
-        block: str,
-        blocks: int,
-        attention: str,
-        resampling: str,
-        embedding: int,
-        groups: int,
-        heads: int,
-        dropout: float,
-    ) -> None:
-        """shape: (C, h, w); classes: 0 for a network without labels. Raises: InputError unless the patch divides h and w."""
+    def __init__(self, shape: Sequence[int], classes: int = 0, *, options: Any) -> None:
+        """shape: (C, h, w); classes: 0 for none. Raises: InputError unless the patch divides h and w."""
         super().__init__()
-        if any(side % patch for side in shape[1:]):
-            raise InputError(f"networks.unet.patch: {patch} does not divide the grid of {shape[1]} × {shape[2]}")
-        channels = [width * multiplier for multiplier in multipliers]
+        self.patch = options.patch
+        if any(side % self.patch for side in shape[1:]):
+            raise InputError(f"networks.unet.patch: {self.patch} does not divide the grid of {shape[1]} × {shape[2]}")
+        channels = [options.width * multiplier for multiplier in options.multipliers]
         first, last = channels[0], channels[-1]
-        self.patch = patch
-        inner = shape[0] * patch**2
-        self.embed = Embedding(embedding, classes)
+        inner = shape[0] * self.patch**2
+        self.embed = Embedding(options.embedding, classes)
         self.stem = nn.Conv2d(inner, first, 3, padding=1)
-        learned = resampling == "learned"
-        plain: Callable[[int, int], nn.Module] = (
-            partial(ResBlock, embedding=embedding, dropout=dropout, groups=groups)
-            if block == "resnet"
-            else partial(ConvNeXtBlock, embedding=embedding, dropout=dropout)
-        )
+        plain = partial(ResBlock if options.block == "resnet" else ConvNeXtBlock, options=options)
 
         def attended(c_in: int, c_out: int) -> nn.Module:
-            return Chain([plain(c_in, c_out), LinearAttention(c_out, heads, groups)])
+            return Chain([plain(c_in, c_out), LinearAttention(c_out, options)])
 
-        make_block = attended if attention == "linear" else plain
+        block = attended if options.attention == "linear" else plain
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         skips, size = [first], first
         for resolution, count in enumerate(channels):
             if resolution:
-                self.down.append(Downsample(size, learned))
+                self.down.append(Downsample(size, options))
                 skips.append(size)
-            for _ in range(blocks):
-                self.down.append(make_block(size, count))
+            for _ in range(options.blocks):
+                self.down.append(block(size, count))
                 size = count
                 skips.append(size)
-        self.middle = Chain([plain(last, last), Attention(last, heads, groups), plain(last, last)])
+        self.middle = Chain([plain(last, last), Attention(last, options), plain(last, last)])
         for resolution, count in reversed(list(enumerate(channels))):
-            for _ in range(blocks + 1):
-                self.up.append(make_block(size + skips.pop(), count))
+            for _ in range(options.blocks + 1):
+                self.up.append(block(size + skips.pop(), count))
                 size = count
             if resolution:
-                self.up.append(Upsample(size, learned))
+                self.up.append(Upsample(size, options))
         head = zero(nn.Conv2d(first, inner, 3, padding=1))
-        self.head = nn.Sequential(nn.GroupNorm(groups, first), nn.SiLU(), head)
+        self.head = nn.Sequential(nn.GroupNorm(options.groups, first), nn.SiLU(), head)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -134,13 +112,13 @@ class Embedding(nn.Module):
 class ResBlock(nn.Module):
     """Two convolutions with the time embedding as scale and shift in between: (B, c_in, h, w) → (B, c_out, h, w)."""
 
-    def __init__(self, c_in: int, c_out: int, *, embedding: int, dropout: float, groups: int) -> None:
+    def __init__(self, c_in: int, c_out: int, options: Any) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, c_in)
+        self.norm1 = nn.GroupNorm(options.groups, c_in)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.scale_shift = nn.Linear(embedding, 2 * c_out)
-        self.norm2 = nn.GroupNorm(groups, c_out)
-        self.dropout = nn.Dropout(dropout)
+        self.scale_shift = nn.Linear(options.embedding, 2 * c_out)
+        self.norm2 = nn.GroupNorm(options.groups, c_out)
+        self.dropout = nn.Dropout(options.dropout)
         self.conv2 = zero(nn.Conv2d(c_out, c_out, 3, padding=1))
         self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
 
@@ -157,13 +135,13 @@ class ConvNeXtBlock(nn.Module):
     Liu et al. 2022, arXiv:2201.03545. (B, c_in, h, w) → (B, c_out, h, w).
     """
 
-    def __init__(self, c_in: int, c_out: int, *, embedding: int, dropout: float) -> None:
+    def __init__(self, c_in: int, c_out: int, options: Any) -> None:
         super().__init__()
         self.depthwise = nn.Conv2d(c_in, c_in, 7, padding=3, groups=c_in)
-        self.scale_shift = nn.Linear(embedding, 2 * c_in)
+        self.scale_shift = nn.Linear(options.embedding, 2 * c_in)
         self.norm = nn.GroupNorm(1, c_in)
         self.widen = nn.Conv2d(c_in, 4 * c_in, 1)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(options.dropout)
         self.narrow = zero(nn.Conv2d(4 * c_in, c_out, 1))
         self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
 
@@ -176,10 +154,10 @@ class ConvNeXtBlock(nn.Module):
 class Attention(nn.Module):
     """Self-attention over the grid's positions, (B, C, h, w) → (B, C, h, w)."""
 
-    def __init__(self, channels: int, heads: int, groups: int) -> None:
+    def __init__(self, channels: int, options: Any) -> None:
         super().__init__()
-        self.heads = heads
-        self.norm = nn.GroupNorm(groups, channels)
+        self.heads = options.heads
+        self.norm = nn.GroupNorm(options.groups, channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = zero(nn.Conv2d(channels, channels, 1))
 
@@ -204,11 +182,10 @@ class LinearAttention(Attention):
 class Downsample(nn.Module):
     """Halve the grid, rounding up: (B, C, h, w) → (B, C, ⌈h/2⌉, ⌈w/2⌉)."""
 
-    def __init__(self, channels: int, learned: bool) -> None:
+    def __init__(self, channels: int, options: Any) -> None:
         super().__init__()
-        self.conv = (
-            nn.Conv2d(channels, channels, 3, stride=2, padding=1) if learned else nn.AvgPool2d(2, ceil_mode=True)
-        )
+        learned = options.resampling == "learned"
+        self.conv = nn.Conv2d(channels, channels, 3, 2, 1) if learned else nn.AvgPool2d(2, ceil_mode=True)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         return self.conv(x)
@@ -217,8 +194,9 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Grow the grid to a given size by repetition, then convolve where resampling is learned."""
 
-    def __init__(self, channels: int, learned: bool) -> None:
+    def __init__(self, channels: int, options: Any) -> None:
         super().__init__()
+        learned = options.resampling == "learned"
         self.conv = nn.Conv2d(channels, channels, 3, padding=1) if learned else nn.Identity()
 
     def forward(self, x: Tensor, size: torch.Size) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from numbers import Integral
 
 from ldm.artifacts import Artifact, merge_lineage
-from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion import Denoiser
 from ldm.errors import InputError
 from ldm.lazy import Tensor
 
@@ -19,13 +19,11 @@ class Guided:
     def __init__(self, main: Denoiser, guide: Denoiser, *, weight: float, sigma_min: float, sigma_max: float) -> None:
         self.main, self.guide, self.weight, self.interval = main, guide, weight, (sigma_min, sigma_max)
         self.schedule, self.class_sizes = main.schedule, main.class_sizes
+        self.shape, self.device = main.shape, main.device
 
     @classmethod
     def from_artifacts(cls, denoiser: Artifact, guide: Artifact, *, device: str, **guidance: float) -> Guided:
-        """Two trained denoisers on a device.
-
-        Raises: InputError where weights do not fit, or where the two are of different data.
-        """
+        """Two trained denoisers on a device. Raises: InputError where weights do not fit, or for two kinds of data."""
         merge_lineage([denoiser, guide])
         main, worse = (Denoiser.from_artifact(artifact, device) for artifact in (denoiser, guide))
         return cls(main, worse, **guidance)
@@ -33,9 +31,7 @@ class Guided:
     def check_label(self, label: int | None) -> None:
         """Raises: InputError unless the networks were trained on this class; None is any."""
         if label is not None and not self.class_sizes:
-            raise InputError(
-                f"label {label}: the denoiser was trained without labels; train it with class_labels, or leave label out"
-            )
+            raise InputError(f"label {label}: the denoiser was trained without labels; set null, or class_labels")
         trained = [known for known, size in enumerate(self.class_sizes) if size]
         if label is not None and (not isinstance(label, Integral) or label not in trained):
             listed = ", ".join(map(str, trained))

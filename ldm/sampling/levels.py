@@ -5,8 +5,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from ldm.config import Fraction, Positive, Registry
-from ldm.diffusion.schedule import Schedule, why_noise_is_no_start
-from ldm.diffusion.sde import check_range
+from ldm.diffusion import Schedule, check_range, why_noise_is_no_start
 from ldm.errors import InputError
 from ldm.lazy import Tensor, torch
 
@@ -68,8 +67,7 @@ def check_sigmas(sigmas: Tensor) -> Tensor:
     """The levels, unchanged. Raises: InputError unless they decrease strictly to 0."""
     if len(sigmas) < 2 or sigmas[-1] != 0 or not (sigmas[:-1] > sigmas[1:]).all():
         listed = ", ".join(f"{s:.4g}" for s in sigmas.tolist()[:6])
-        problem = f"noise levels must decrease strictly and end in 0, but these do not: {listed}, …"
-        raise InputError(f"{problem}; a discrete chain may lack so many: use fewer steps")
+        raise InputError(f"noise levels must decrease to 0, but these do not: {listed}, …; on a chain, use fewer steps")
     return sigmas
 
 
@@ -101,8 +99,8 @@ def _at_sigmas(schedule: Schedule, sigmas: Tensor) -> Tensor:
     half_log_snr = -sigmas.log()
     ends = schedule.time_of(half_log_snr[[0, -1]])
     if not (ends.max() < 1 + 1e-6 and ends.min() > -1e-6):
-        problem = f"the noise levels {sigmas[0]:.4g} to {sigmas[-1]:.4g} are not all on the schedule"
-        raise InputError(f"{problem}; choose sigma_min and sigma_max within its own")
+        levels = f"noise levels {sigmas[0]:.4g} to {sigmas[-1]:.4g}"
+        raise InputError(f"{levels} are not all on the schedule; change sigma_min, sigma_max")
     if schedule.length is not None:
         half_log_snr = schedule.half_log_snr(schedule.time_of(half_log_snr))
     return _ending_in_zero(half_log_snr)

@@ -3,8 +3,6 @@
 In σ-space and u = log σ̄ the ODE is dx̄/du = x̄ − D, and along it d log p / du = −div(x̄ − D), whatever the schedule.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from itertools import pairwise
@@ -13,7 +11,7 @@ from typing import TypeAlias
 from ldm.errors import InputError
 from ldm.lazy import Tensor, torch
 from ldm.sampling.levels import check_sigmas
-from ldm.sampling.samplers import Denoise, Noise
+from ldm.sampling.samplers import Denoise
 
 # (function of x (B, …), x) → (function(x), its divergence (B,))
 Divergence: TypeAlias = Callable[[Callable[[Tensor], Tensor], Tensor], tuple[Tensor, Tensor]]
@@ -30,24 +28,6 @@ def exact_divergence(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[T
     return value.detach(), trace
 
 
-def hutchinson(noise: Noise) -> Divergence:
-    """An unbiased estimate of the divergence: E[vᵀ J v] = tr J for v of zero mean and unit covariance.
-
-    One probe, drawn here (signs, whose variance is the least), serves the whole trajectory, which so stays one ODE.
-    noise: normal draws of the shape of x. Hutchinson 1990; Grathwohl et al. 2019, arXiv:1810.01367.
-    """
-    probe = noise().sign()
-
-    def divergence(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            value = function(x)
-            (product,) = torch.autograd.grad(value, x, probe.to(x))
-        return value.detach(), (product * probe.to(x)).flatten(1).sum(1)
-
-    return divergence
-
-
 def log_likelihood(denoise: Denoise, x: Tensor, sigmas: Tensor, divergence: Divergence = exact_divergence) -> Tensor:
     """log p(x) in nats, (B,), of data seen through noise of the smallest positive level.
 
@@ -57,9 +37,7 @@ def log_likelihood(denoise: Denoise, x: Tensor, sigmas: Tensor, divergence: Dive
     """
     levels = check_sigmas(sigmas)[:-1].flip(0)  # increasing
     if not levels[-1].isfinite():
-        raise InputError(
-            "the likelihood needs a first noise level that is finite; leave out the level where alpha is 0"
-        )
+        raise InputError("the likelihood needs a finite first noise level; leave out the level where alpha is 0")
     total = x.new_zeros(len(x))
     x_bar = x
 
@@ -76,11 +54,3 @@ def log_likelihood(denoise: Denoise, x: Tensor, sigmas: Tensor, divergence: Dive
     variance = 1 + levels[-1] ** 2
     prior = -0.5 * (x_bar**2 / variance + (2 * math.pi * variance).log()).flatten(1).sum(1)
     return prior + total
-
-
-def bits_per_dimension(log_likelihood: Tensor, dimensions: int, bin_width: float = 1.0) -> Tensor:
-    """Nats per sample → bits per element, (B,).
-
-    bin_width: that of quantised data in the units of x, to count bits of the data as they were.
-    """
-    return -log_likelihood / (dimensions * math.log(2)) - math.log2(bin_width)

@@ -1,19 +1,20 @@
 """The reverse process: one random stream per sample, the states from noise to data, and batches of samples."""
 
-from __future__ import annotations
-
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion import Denoiser
 from ldm.lazy import Tensor, torch
 from ldm.sampling.guidance import Guided
 from ldm.sampling.levels import check_sigmas
 from ldm.sampling.samplers import Noise, Sampler
+
+Batches: TypeAlias = Iterable[Sequence[int]]  # of indices
+Label: TypeAlias = int | None
 
 
 class Streams:
@@ -23,7 +24,7 @@ class Streams:
     all devices see the same noise.
     """
 
-    def __init__(self, seed: int, indices: Sequence[int], shape: Sequence[int], device: object = "cpu") -> None:
+    def __init__(self, seed: int, indices: Sequence[int], shape: Sequence[int], device: str = "cpu") -> None:
         self._streams = [np.random.Generator(np.random.Philox(key=[seed, index])) for index in indices]
         self._shape, self._device = tuple(shape), device
 
@@ -91,25 +92,16 @@ class Samples(NamedTuple):
 
 
 def sample_batches(
-    denoiser: Guided,
-    sampler: Sampler,
-    sigmas: Tensor,
-    shape: Sequence[int],
-    batches: Sequence[Sequence[int]],
-    *,
-    seed: int,
-    label: int | None = None,
-    device: object = "cpu",
-    shown: int = 0,
+    denoiser: Guided, sampler: Sampler, sigmas: Tensor, batches: Batches, seed: int, label: Label = None, shown: int = 0
 ) -> Iterator[Samples]:
-    """Draw samples of shape (C, h, w), one batch of indices after the other.
+    """Draw samples, one batch of indices after the other.
 
     label: the class of all of them; None: each drawn as often as in training. shown: samples of the first batch whose
     states are kept. Raises: InputError for a class that the networks were not trained on.
     """
     denoiser.check_label(label)
     for indices in batches:
-        streams = Streams(seed, indices, shape, device)
+        streams = Streams(seed, indices, denoiser.shape, denoiser.device)
         labels = draw_labels(streams, denoiser.class_sizes, label)
         frames = []
         for x_t in states(denoiser, sampler, sigmas, streams, labels):
@@ -117,3 +109,8 @@ def sample_batches(
                 frames.append(x_t[:shown].float().cpu())
         yield Samples(x_t.float(), labels, torch.stack(frames, 1) if frames else None)
         shown = 0
+
+
+def split_range(first: int, n: int, batch_size: int) -> list[range]:
+    """n indices from `first` on, in batches."""
+    return [range(i, min(i + batch_size, first + n)) for i in range(first, first + n, batch_size)]

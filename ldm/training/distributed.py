@@ -4,8 +4,6 @@ All processes draw the same order and the same noise for the whole batch, and ea
 compute the same run as one, to rounding. Without torchrun there is one process.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -32,9 +30,7 @@ def rank() -> int:
 def check_divides(batch_size: int, processes: int) -> None:
     """Raises: InputError unless the processes can have equal slices of a batch."""
     if batch_size % processes:
-        raise InputError(
-            f"batch_size {batch_size} is not divisible by {processes} processes; choose a multiple of {processes}"
-        )
+        raise InputError(f"batch_size {batch_size} is not divisible by {processes} processes; choose a multiple")
 
 
 def local_slice(batch_size: int) -> slice:
@@ -59,10 +55,8 @@ def data_parallel(network: nn.Module, loss: Callable[[], Tensor]) -> Callable[[]
         return loss
     for name, module in network.named_modules():
         if isinstance(module, nn.Dropout) and module.p > 0:
-            raise InputError(
-                f"dropout {module.p:g} ({name}) would differ between processes; set it to 0, or train in one process"
-            )
-    # looking for unused parameters keeps the gradients in place in their buckets, so a resumed run adds in the same order
+            raise InputError(f"dropout {module.p:g} ({name}) differs between processes; set it to 0, or train in one")
+    # looking for unused parameters keeps gradients in place in their buckets, so a resumed run adds in the same order
     return DistributedDataParallel(_Loss(network, loss), gradient_as_bucket_view=True, find_unused_parameters=True)
 
 

@@ -1,7 +1,5 @@
 """The training loop that all networks share, whose whole state can be kept and taken up again."""
 
-from __future__ import annotations
-
 import math
 import os
 import shutil
@@ -49,9 +47,8 @@ class Batches:
     def __next__(self) -> Tensor:
         """The next indices, (size,)."""
         while len(self.rest) < self.size:
-            self.rest = torch.cat(
-                [self.rest, torch.randperm(self.n, generator=self.generator, device=self.generator.device)]
-            )
+            epoch = torch.randperm(self.n, generator=self.generator, device=self.generator.device)
+            self.rest = torch.cat([self.rest, epoch])
         batch, self.rest = self.rest[: self.size], self.rest[self.size :]
         return batch
 
@@ -179,9 +176,7 @@ def optimizers(network: nn.Module, settings: Optimisation) -> dict[str, torch.op
     """
     kernels = [w for w in network.parameters() if settings.muon_lr and w.ndim == 4]
     if settings.muon_lr and not kernels:
-        raise InputError(
-            f"muon_lr {settings.muon_lr:g} is for kernels of convolutions, of which the network has none; set it to 0"
-        )
+        raise InputError(f"muon_lr {settings.muon_lr:g}: the network has no kernels of convolutions; set it to 0")
     rest = [w for w in network.parameters() if w.ndim != 4 or not kernels]
     adamw = torch.optim.AdamW(rest, settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=True)
     if not kernels:
@@ -193,13 +188,9 @@ def check_compiler(device: torch.device) -> None:
     """Raises: InputError where torch.compile lacks its tools for this device."""
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
-        raise InputError(
-            f"compile needs a C++ compiler, and {compiler!r} is not there; install g++, set CXX, or set compile to false"
-        )
+        raise InputError(f"compile needs a C++ compiler, not {compiler!r}; install g++, set CXX, or unset compile")
     if device.type == "cuda" and find_spec("triton") is None:
-        raise InputError(
-            "compile needs Triton on a GPU, and the package triton is not installed; install it, or set compile to false"
-        )
+        raise InputError("compile needs the package triton on a GPU; install it, or set compile to false")
 
 
 def ramped_decay(decay: float, n: int) -> float:

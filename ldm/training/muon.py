@@ -1,6 +1,7 @@
-"""Muon: momentum made orthogonal, for the kernels of convolutions (Jordan et al. 2024, kellerjordan.github.io/posts/muon)."""
+"""Muon: momentum made orthogonal, for the kernels of convolutions.
 
-from __future__ import annotations
+Jordan et al. 2024, kellerjordan.github.io/posts/muon.
+"""
 
 from collections.abc import Iterable
 

@@ -1,15 +1,11 @@
 """Draw the points of the sweep, and write their table."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 
 from ldm.config import Section
 from ldm.errors import InputError
-from stages.runner.command import stage
-from stages.runner.figures import new_figure, png_of
-from stages.runner.run import Run
+from stages.runner import Run, new_figure, png_of, stage
 
 
 class Config(Section):
@@ -23,9 +19,7 @@ def compute(run: Run[Config]) -> None:
             point = json.loads(path.read_text("utf-8"))
             found[point["sampler"], point["evaluations"]] = point  # two budgets may allow for the same steps
         except (ValueError, KeyError, TypeError):
-            raise InputError(
-                f"{path} is not a point of the sweep; remove it, and run 'dvc repro recipes/sweep/dvc.yaml'"
-            ) from None
+            raise InputError(f"{path} is no point of the sweep; remove it, and run the sweep again") from None
     if not found:
         raise InputError(f"{run.inputs['points']} holds no points; run 'dvc repro recipes/sweep/dvc.yaml'")
     points = [found[key] for key in sorted(found)]
@@ -35,10 +29,7 @@ def compute(run: Run[Config]) -> None:
 
 def markdown(points: list[dict[str, Any]]) -> str:
     """One line per point."""
-    lines = [
-        "| sampler | steps | function evaluations | FID / floor | seconds per 10,000 images |",
-        "|---|---|---|---|---|",
-    ]
+    lines = ["| sampler | steps | function evaluations | FID / floor | seconds per 10,000 images |", "|---" * 5 + "|"]
     for p in points:
         ratio = f"{p['fid_over_floor']:.2f} ± {p['spread']:.2f}"
         lines.append(f"| {p['sampler']} | {p['steps']} | {p['evaluations']} | {ratio} | {p['seconds_per_10k']:.0f} |")

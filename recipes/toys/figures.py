@@ -1,7 +1,5 @@
 """Figures of the toys: points, densities and vector fields over time, all scaled to unit variance."""
 
-from __future__ import annotations
-
 import io
 from typing import Any, TypeAlias
 
@@ -9,11 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ldm.diffusion.denoiser import Denoiser
-from ldm.diffusion.sde import ItoSDE
+from ldm.diffusion import Denoiser, ItoSDE
 from ldm.images import gif
 from ldm.lazy import Tensor, torch
-from stages.runner.figures import new_figure, png_of
+from stages.runner import new_figure, png_of
 
 Path: TypeAlias = NDArray[np.float64]  # (frames, n, d): points over time, from noise to data
 PANELS, EDGE, BINS = 6, 3.0, np.linspace(-3, 3, 121).tolist()
@@ -61,9 +58,8 @@ def fields(denoiser: Denoiser, sigmas: Tensor, dimensions: int) -> bytes:
             unit = (level.alpha_t**2 + level.sigma_t**2).sqrt()[0]  # x_t = unit · grid
             score = scaled * unit / (level.sigma_t[0] ** 2)
             _field(axes[1][column], grid, -schedule.reverse_drift(unit * grid, level.t, score) / unit)
-    figure.suptitle(
-        "learnt score, times σ̄² / √(1 + σ̄²)" + ("; below, the drift of the reverse SDE" if rows > 1 else "")
-    )
+    below = "; below, the drift of the reverse SDE" if rows > 1 else ""
+    figure.suptitle(f"learnt score, times σ̄² / √(1 + σ̄²){below}")
     return png_of(figure)
 
 

@@ -4,9 +4,6 @@ Training and sampling are the stages train_diffusion and sample themselves, run 
 latents.
 """
 
-from __future__ import annotations
-
-import json
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -15,14 +12,13 @@ from pydantic import Field
 
 from ldm.config import Options, Section, Seed, choice
 from ldm.data.toys import Points, Toy, energy_distance, sliced_wasserstein, toys
-from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion import Denoiser
 from ldm.lazy import Tensor, torch
-from ldm.networks.latents import Posterior, Standardiser
-from ldm.sampling.likelihood import log_likelihood
+from ldm.networks import Posterior, Standardiser
+from ldm.sampling import log_likelihood
 from recipes.toys import figures
 from stages import sample, train_diffusion
-from stages.runner.command import stage
-from stages.runner.run import Run
+from stages.runner import Run, stage
 
 TRUTH = 2000  # points at which the density, and by which the distances, are taken at most
 
@@ -69,7 +65,7 @@ def compute(run: Run[Config]) -> None:
     x = standardiser.unstandardise(samples["samples"].double()).flatten(1).numpy()
     scores = score(toy, x, drawn["test"], drawn["validation"], rng)
     scores |= nats(toy, denoiser, standardiser, sigmas, drawn["test"][:TRUTH])
-    run.write("metrics.json", json.dumps(scores, indent=1).encode())
+    run.write_json("metrics.json", scores)
     draw_figures(sampled, denoiser, standardiser, sigmas)
 
 
@@ -93,12 +89,10 @@ def score(toy: Toy, x: Points, truth: Points, more_truth: Points, rng: np.random
     return row | toy.score_samples(x)
 
 
-def nats(
-    toy: Toy, denoiser: Denoiser, standardiser: Standardiser, sigmas: Tensor, truth: Points
-) -> dict[str, float | None]:
-    """Mean −log p of true points (n, d), by the model and by the truth itself, whose mean is its entropy; None without one.
+def nats(toy: Toy, denoiser: Denoiser, standardiser: Standardiser, sigmas: Tensor, truth: Points) -> dict[str, Any]:
+    """Mean −log p of true points (n, d) by the model, and by the truth, which is its entropy; None without a density.
 
-    The model's is that of the points with the noise of the smallest level, by the probability-flow ODE.
+    The model's is that of points with the noise of the smallest level, by the probability-flow ODE.
     """
     log_density = toy.log_density(truth)
     if log_density is None:
@@ -116,11 +110,9 @@ def draw_figures(run: Run[sample.Config], denoiser: Denoiser, standardiser: Stan
     points = Posterior(latents["test_mean"], latents["test_log_variance"]).draw(torch.zeros(1))
     data = standardiser.standardise(points).flatten(1).double()[: reverse.shape[1]]
     eps = torch.randn(data.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    levels = [schedule.at_sigma(sigma) for sigma in sigmas[:-1]]
-    t, alpha_t, sigma_t = (
-        torch.tensor([*map(float, values), end], dtype=torch.float64)
-        for values, end in zip(zip(*levels, strict=True), (0.0, 1.0, 0.0), strict=True)
-    )
+    t, alpha_t, sigma_t = torch.tensor(
+        [[*map(float, schedule.at_sigma(sigma))] for sigma in sigmas[:-1]] + [[0.0, 1.0, 0.0]], dtype=torch.float64
+    ).T
     alpha_t, sigma_t = alpha_t[:, None, None], sigma_t[:, None, None]
     unit = (alpha_t**2 + sigma_t**2).sqrt()
     forward = (alpha_t * data + sigma_t * eps) / unit

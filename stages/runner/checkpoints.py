@@ -4,8 +4,6 @@ They lie in `checkpoints/<stage>/<key>/`, which git and DVC ignore. The key is a
 so the states of other parameters, inputs, code or machines are never taken up. They stay for a week.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import platform
@@ -59,15 +57,12 @@ def cpu_kind() -> str:
     return " ".join([platform.machine(), values.get("vendor_id", ""), *sorted(units)])
 
 
-def first_difference(here: Any, there: Any, path: str = "") -> str | None:
-    """The first place in which two nested mappings differ, in words; None where they are equal."""
-    if isinstance(here, dict) and isinstance(there, dict):
-        for key in [*here, *(key for key in there if key not in here)]:
-            difference = first_difference(here.get(key), there.get(key), f"{path}.{key}".lstrip("."))
-            if difference:
-                return difference
-        return None
-    return None if here == there else f"{path} is {there} there and {here} here"
+def first_difference(here: Any, there: Any, path: str = "") -> str:
+    """The first place in which two nested mappings differ, in words; empty where they are equal."""
+    if not isinstance(here, dict) or not isinstance(there, dict):
+        return "" if here == there else f"{path} is {there} there and {here} here"
+    differences = (first_difference(here.get(key), there.get(key), f"{path}.{key}".lstrip(".")) for key in here | there)
+    return next(filter(None, differences), "")
 
 
 class Checkpoints:
@@ -102,12 +97,9 @@ class Checkpoints:
             if time.time() - max(path.stat().st_mtime for path in [file, *states]) > WEEK:
                 shutil.rmtree(file.parent, ignore_errors=True)
             elif states and file.parent != self.folder and not (file.parent / "finished").exists():
-                difference = first_difference(facts, json.loads(file.read_text("utf-8")))
-                print(
-                    f"{self.run.name}: an unfinished run has left states in {file.parent} "
-                    f"({(difference or '').removeprefix('parameters.')}); python -m tools.check --clean removes them",
-                    file=sys.stderr,
-                )
+                difference = first_difference(facts, json.loads(file.read_text("utf-8"))).removeprefix("parameters.")
+                remedy = "python -m tools.check --clean removes them"
+                self._say(f"an unfinished run has left states in {file.parent} ({difference}); {remedy}")
 
     def due(self) -> bool:
         """Whether an interval has passed since the last state."""
@@ -133,7 +125,7 @@ class Checkpoints:
                 warn(self.run.name, f"{path} is corrupt, and left out")
                 path.replace(path.with_suffix(".corrupt"))
                 continue
-            print(f"{self.run.name}: resuming from {path}", file=sys.stderr)
+            self._say(f"resuming from {path}")
             return state.tensors
         return None
 
@@ -153,6 +145,9 @@ class Checkpoints:
             signal.signal(number, stop)
         if not self.rank:
             artifacts.write_atomic(self.folder / "finished", b"")
+
+    def _say(self, message: str) -> None:
+        print(f"{self.run.name}: {message}", file=sys.stderr)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = number

@@ -1,7 +1,5 @@
 """What every stage script shares: its command line, and one-line errors."""
 
-from __future__ import annotations
-
 import errno
 import os
 import re
@@ -10,12 +8,12 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import click
 
-from ldm.config import Section
 from ldm.errors import InputError, Interrupted
 from ldm.lazy import torch
 from stages.runner import processes
@@ -23,99 +21,64 @@ from stages.runner.checkpoints import SIGNALS
 from stages.runner.parameters import PARAMS, parameter_rows, read_section, with_settings
 from stages.runner.run import C, Run, files_of
 
-REMEDIES = {
-    errno.EISDIR: "name a file in it",
-    errno.ENOTDIR: "a folder is wanted there",
-    errno.EACCES: "make it accessible to you",
-}
+Compute: TypeAlias = Callable[[Run[C]], None]
+REMEDIES = {errno.EISDIR: "name a file in it", errno.ENOTDIR: "a folder is wanted there"}
+REMEDIES |= {errno.EACCES: "make it accessible to you"}
 
 
 def stage(
-    name: str,
-    config: type[C],
-    run: Callable[[Run[C]], None],
-    doc: str | None,
-    *,
-    parallel: bool = False,
-    recipe: str = ".",
+    name: str, config: type[C], run: Compute[C], doc: str | None, parallel: bool = False, recipe: str = "."
 ) -> Callable[[], None]:
     """The command of a stage: `main()` parses the command line, runs, and turns mistakes into exit code 2.
 
     parallel: the stage can run in several processes. recipe: the folder whose params.yaml and dvc.yaml it has.
     """
+    defaults: dict[str, Any] = {"recipe": Path(recipe), "section": name}
 
-    @click.command(help=doc, cls=_command_with_parameters(name, config))
-    @click.option(
+    class Command(click.Command):
+        """`--help` ends with the stage's parameters and their values."""
+
+        def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+            given = defaults | {key: value for key, value in ctx.params.items() if value is not None}
+            path = given.get("params", given["recipe"] / PARAMS)
+            formatter.write_paragraph()
+            with formatter.section(f"Parameters (section {given['section']} of {path})"):
+                values = read_section(path, given["section"]) if path.exists() else {}
+                formatter.write_dl(parameter_rows(config, values))
+
+    @click.command(help=doc, cls=Command)
+    @_option(
         "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change a parameter (repeatable; needs --out)."
     )
-    @click.option(
-        "--recipe",
-        type=Path,
-        default=recipe,
-        show_default=True,
-        is_eager=True,
-        help="Folder of params.yaml and dvc.yaml.",
+    @_option("--recipe", type=Path, default=recipe, is_eager=True, help="Folder of params.yaml and dvc.yaml.")
+    @_option("--params", type=Path, is_eager=True, help="Another parameter file (needs --out).")
+    @_option("--section", default=name, is_eager=True, help="Another section of it (needs --out).")
+    @_option("--in", "sources", metavar="NAME=PATH", multiple=True, help="Read an input from elsewhere (needs --out).")
+    @_option("--out", type=Path, help="Write all outputs into this folder instead of the tracked places.")
+    @_option("--device", default="auto", help="auto, cpu, cuda or cuda:i.")
+    @_from_environment("--save-every", type=click.FloatRange(min=0), default=60.0, help="Seconds between checkpoints.")
+    @_from_environment("--no-resume", is_flag=True, help="Start anew, whatever checkpoints an earlier run has left.")
+    @_from_environment("--deterministic", is_flag=True, help="Only operations that give the same bits every time.")
+    @_from_environment(
+        "--processes", type=click.IntRange(min=1), default=1, help="Processes here, started by torchrun."
     )
-    @click.option("--params", type=Path, is_eager=True, help="Another parameter file (needs --out).")
-    @click.option(
-        "--section", default=name, show_default=True, is_eager=True, help="Another section of it (needs --out)."
-    )
-    @click.option(
-        "--in",
-        "sources",
-        metavar="NAME=PATH",
-        multiple=True,
-        help="Read an input from elsewhere (repeatable; needs --out).",
-    )
-    @click.option("--out", type=Path, help="Write all outputs into this folder instead of the tracked places.")
-    @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:i.")
-    @_option(
-        "--save-every",
-        type=click.FloatRange(min=0),
-        default=60.0,
-        help="Seconds between two checkpoints of a long run.",
-    )
-    @_option("--no-resume", is_flag=True, help="Start anew, whatever checkpoints an earlier run has left.")
-    @_option(
-        "--deterministic", is_flag=True, help="Only operations that give the same bits every time; on a CPU all do."
-    )
-    @_option(
-        "--processes",
-        "count",
-        type=click.IntRange(min=1),
-        default=1,
-        help="Processes on this machine, started by torchrun.",
-    )
-    def command(
-        settings: tuple[str, ...],
-        recipe: Path,
-        params: Path | None,
-        section: str,
-        sources: tuple[str, ...],
-        out: Path | None,
-        device: str,
-        save_every: float,
-        no_resume: bool,
-        deterministic: bool,
-        count: int,
-    ) -> None:
+    def command(settings: tuple[str, ...], sources: tuple[str, ...], out: Path | None, **given: Any) -> None:
+        params, section, recipe = given["params"], given["section"], given["recipe"]
         if out is None and (settings or sources or params or section != name):
-            raise InputError(
-                "--set, --in, --section and --params need --out FOLDER, so that a run by hand never overwrites "
-                "a tracked artifact"
-            )
+            raise InputError("--set, --in, --section and --params need --out FOLDER, so that no result is overwritten")
         values = with_settings(read_section(params or recipe / PARAMS, section), settings)
         inputs, outputs = files_of(name, recipe, sources, out)
-        this = Run(name, config.parse(values, section), inputs, outputs, pick_device(device), save_every, not no_resume)
+        parsed, device = config.parse(values, section), pick_device(given["device"])
+        this = Run(name, parsed, inputs, outputs, device, given["save_every"], not given["no_resume"])
         for folder in sorted({path.parent for path in outputs.values()}):
             check_writable(folder)
         if processes.UNDER_TORCHRUN and not parallel:
             raise InputError("this stage runs in one process; start it without torchrun")
         if processes.UNDER_TORCHRUN:
             this = replace(this, device=processes.join(this.device))
-        elif parallel and count > 1:
-            processes.launch(this, count)
-        if deterministic:
+        elif parallel and given["processes"] > 1:
+            processes.launch(this, given["processes"])
+        if given["deterministic"]:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
             torch.use_deterministic_algorithms(True)
         run(this)
@@ -123,25 +86,13 @@ def stage(
     return lambda: run_command(command, name)
 
 
-def _option(flag: str, *names: str, **settings: Any) -> Callable[..., Any]:
+_option = partial(click.option, show_default=True)
+
+
+def _from_environment(flag: str, **settings: Any) -> Callable[..., Any]:
     """An option that `dvc repro` takes from the environment."""
     variable = f"LDM_{flag.strip('-').replace('-', '_').upper()}"
-    return click.option(flag, *names, envvar=variable, show_default=True, show_envvar=True, **settings)
-
-
-def _command_with_parameters(name: str, config: type[Section]) -> type[click.Command]:
-    class Command(click.Command):
-        """`--help` ends with the stage's parameters and their values."""
-
-        def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-            path = ctx.params.get("params") or Path(ctx.params.get("recipe") or self.params[1].default) / PARAMS
-            section = ctx.params.get("section") or name
-            values = read_section(path, section) if path.exists() else {}
-            formatter.write_paragraph()
-            with formatter.section(f"Parameters (section {section} of {path})"):
-                formatter.write_dl(parameter_rows(config, values))
-
-    return Command
+    return _option(flag, envvar=variable, show_envvar=True, **settings)
 
 
 def run_command(command: click.Command, name: str) -> None:
@@ -158,11 +109,10 @@ def run_command(command: click.Command, name: str) -> None:
     except Interrupted as error:
         _fail(name, str(error), error.code)
     except (MemoryError, RuntimeError) as error:  # torch's own is a RuntimeError
-        lack = re.search("out of memory|allocate memory|not enough memory", str(error))
-        if not isinstance(error, MemoryError) and not lack:
+        if not isinstance(error, MemoryError) and not re.search("(out of|allocate|not enough) memory", str(error)):
             raise
-        detail = str(error).partition(".")[0]
-        _fail(name, f"out of memory; lower the batch size or the network's width, or free some ({detail})")
+        remedy = "lower the batch size or the network's width, or free some"
+        _fail(name, f"out of memory; {remedy} ({str(error).partition('.')[0]})")
     except OSError as error:
         if error.errno is None:
             raise
@@ -198,9 +148,7 @@ def check_writable(folder: Path) -> None:
             probe.flush()
             os.fsync(probe.fileno())
     except OSError as error:
-        raise InputError(
-            f"cannot write to {folder}: {error.strerror}; make it writable, free space, or choose another --out"
-        ) from None
+        raise InputError(f"cannot write to {folder}: {error.strerror}; free space, or change --out") from None
 
 
 def _fail(name: str, message: str, code: int = 2) -> None:

@@ -1,7 +1,5 @@
 """Figures as files that are the same on every run."""
 
-from __future__ import annotations
-
 import io
 from typing import Any
 

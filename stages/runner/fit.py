@@ -65,7 +65,7 @@ def fit(
                 raise SystemExit(128 + stop) if RANK else checkpoints.interrupted(stop)
     checkpoints.finished()
     leave()
-    run.write("history.json", json.dumps(curve, indent=1).encode())
+    run.write_json("history.json", curve)
     return cast(N, trainer.averaged.module)
 
 

@@ -1,7 +1,5 @@
 """Parameter files: YAML in, validated sections out, and the rows of `--help`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,9 +47,7 @@ def with_settings(section: dict[str, Any], settings: Sequence[str]) -> dict[str,
         for i, name in enumerate(inner):
             place = place.setdefault(name, {})
             if not isinstance(place, dict):
-                raise InputError(
-                    f"--set {key}: {'.'.join(inner[: i + 1])} is a value, and has no parameters of its own"
-                )
+                raise InputError(f"--set {key}: {'.'.join(inner[: i + 1])} has no parameters of its own")
         try:
             place[last] = YAML(typ="safe", pure=True).load(text)
         except (YAMLError, ValueError):  # a date that does not exist is a ValueError
@@ -60,7 +56,7 @@ def with_settings(section: dict[str, Any], settings: Sequence[str]) -> dict[str,
 
 
 def parameter_rows(config: type[Section], values: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """(name = value, 'type, range: meaning') of every parameter, those of every choice included, whether chosen or not."""
+    """(name = value, 'type, range: meaning') of every parameter, those of choices not made included."""
     rows: list[tuple[str, str]] = []
     values = values if isinstance(values, dict) else {}
     registries = choices_of(config)
@@ -77,18 +73,14 @@ def parameter_rows(config: type[Section], values: Any, prefix: str = "") -> list
             default = "(required)" if field.is_required() else field.get_default(call_default_factory=True)
             limits = [text for meta in field.metadata if (text := _limit(meta))]
             names = f" ({', '.join(sorted(registries[key].functions))})" if key in registries else ""
-            about = f"{', '.join([_type_name(annotation), *limits])}: {field.description}{names}"
+            about = (
+                f"{', '.join([getattr(annotation, '__name__', str(annotation)), *limits])}: {field.description}{names}"
+            )
             rows.append((f"{prefix}{key} = {values.get(key, default)}", about))
     return rows
 
 
-def _type_name(annotation: Any) -> str:
-    plain = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    return plain.replace("typing.", "").replace("Annotated", "")
-
-
 def _limit(meta: Any) -> str:
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "multiple_of": "multiple of", "min_length": "length ≥"}
-    return " ".join(
-        f"{sign} {getattr(meta, key)}" for key, sign in signs.items() if getattr(meta, key, None) is not None
-    )
+    limits = ((sign, getattr(meta, key, None)) for key, sign in signs.items())
+    return " ".join(f"{sign} {limit}" for sign, limit in limits if limit is not None)

@@ -1,6 +1,4 @@
-"""A stage in several processes: `--processes N` hands it over to torchrun, under which each process joins the others."""
-
-from __future__ import annotations
+"""A stage in several processes: `--processes N` hands it to torchrun, under which each process joins the others."""
 
 import os
 import sys
@@ -53,8 +51,5 @@ def leave() -> None:
 def _check_gpus(device: str, processes: int) -> None:
     if ":" in device:
         raise InputError(f"--device {device}: {processes} processes take a GPU each; write --device cuda")
-    if processes > torch.cuda.device_count():
-        raise InputError(
-            f"{processes} processes: this machine has {torch.cuda.device_count()} usable GPUs; "
-            "start at most so many, or choose --device cpu"
-        )
+    if processes > (count := torch.cuda.device_count()):
+        raise InputError(f"{processes} processes: there are {count} usable GPUs; start fewer, or choose --device cpu")

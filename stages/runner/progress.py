@@ -1,7 +1,5 @@
 """Progress bars that behave in a terminal and in a log file."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TextIO, TypeVar
@@ -16,17 +14,9 @@ T = TypeVar("T")
 def bar(total: int, unit: str, label: str, initial: int = 0) -> tqdm:
     """A tqdm bar on standard error; in a log file it is one line every 20 seconds. Only the first process shows it."""
     terminal = sys.stderr.isatty()
-    return tqdm(
-        total=total,
-        initial=initial,
-        unit=unit,
-        desc=label,
-        file=sys.stderr if terminal else _Lines(sys.stderr),
-        mininterval=0.2 if terminal else 20,
-        dynamic_ncols=terminal,
-        unit_scale=True,
-        disable=RANK > 0,
-    )
+    where = {"file": sys.stderr, "mininterval": 0.2} if terminal else {"file": _Lines(sys.stderr), "mininterval": 20}
+    about = {"total": total, "initial": initial, "unit": unit, "desc": label, "unit_scale": True}
+    return tqdm(**about, **where, dynamic_ncols=terminal, disable=RANK > 0)
 
 
 def track(items: Iterable[T], total: int, unit: str, label: str, size: Callable[[T], int]) -> Iterator[T]:

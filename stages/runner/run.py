@@ -1,7 +1,6 @@
 """One run of a stage: its configuration and its files."""
 
-from __future__ import annotations
-
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -61,6 +60,10 @@ class Run(Generic[C]):
     def write(self, file: str, data: bytes) -> None:
         """Write another output, by its file name."""
         artifacts.write_atomic(self.outputs[file], data)
+
+    def write_json(self, file: str, values: Any) -> None:
+        """Write a JSON file, by its file name."""
+        self.write(file, json.dumps(values, indent=1).encode())
 
 
 def files_of(

@@ -1,0 +1,13 @@
+from .denoiser import Denoiser as Denoiser
+from .loss import DiffusionLoss as DiffusionLoss
+from .loss import Objective as Objective
+from .loss import penalties as penalties
+from .loss import timestep_samplings as timestep_samplings
+from .loss import weightings as weightings
+from .prediction import invertible_without_signal as invertible_without_signal
+from .prediction import predictions as predictions
+from .schedule import Schedule as Schedule
+from .schedule import schedules as schedules
+from .schedule import why_noise_is_no_start as why_noise_is_no_start
+from .sde import ItoSDE as ItoSDE
+from .sde import check_range as check_range

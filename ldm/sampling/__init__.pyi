@@ -1,0 +1,12 @@
+from .guidance import Guided as Guided
+from .levels import Spacing as Spacing
+from .levels import spacings as spacings
+from .levels import wrong_start as wrong_start
+from .likelihood import log_likelihood as log_likelihood
+from .reverse import Streams as Streams
+from .reverse import last_state as last_state
+from .reverse import sample_batches as sample_batches
+from .reverse import split_range as split_range
+from .reverse import states as states
+from .samplers import Sampler as Sampler
+from .samplers import samplers as samplers
