@@ -14,7 +14,7 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 .PHONY: repro test test-fast lint bench clean
 
 repro: $(READY)
-	@python -m stages.params
+	@python -m tools.check --recipe .
 	dvc repro
 	dvc metrics show artifacts/metrics/*.json
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ldm.lazy import Tensor, torch
+from ldm.lazy import Tensor, torch, torchvision
 
 
 def from_uint8(images: Tensor) -> Tensor:
@@ -21,13 +21,8 @@ def to_uint8(x: Tensor) -> Tensor:
 
 def tile(images: Tensor, columns: int, gap: int = 2) -> NDArray[np.uint8]:
     """Lay uint8 images (N, C, H, W) out in rows on white: an array (height, width), or (height, width, 3) in colour."""
-    count, channels, height, width = images.shape
-    rows = -(-count // columns)
-    canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 255, np.uint8)
-    for i, image in enumerate(images.permute(0, 2, 3, 1).cpu().numpy()):
-        top, left = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
-        canvas[top : top + height, left : left + width] = image
-    return canvas[..., 0] if channels == 1 else canvas
+    grid = torchvision.utils.make_grid(images, columns, padding=gap, pad_value=255).permute(1, 2, 0).cpu().numpy()
+    return grid[..., 0] if images.shape[1] == 1 else grid
 
 
 def png(canvas: NDArray[np.uint8], scale: int = 2) -> bytes:

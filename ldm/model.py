@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from ldm.errors import InputError
 from ldm.networks.autoencoder import Decoder
 from ldm.sampling import Guided, sample_batches, samplers, spacings, split_range
 
-Choice: TypeAlias = str | Mapping[str, Mapping[str, Any]] | None
+Choice = str | Mapping[str, Mapping[str, Any]] | None
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from ldm import networks
-from ldm.config import Count, Section, Several
-from ldm.images import gif, png, tile
+from ldm import Count, Section, Several, gif, networks, png, tile
 from ldm.lazy import torch
 from stages.runner import Run, stage
 

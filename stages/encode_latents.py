@@ -5,8 +5,7 @@ Without an autoencoder among the inputs the latents are the images themselves.
 
 from typing import Literal
 
-from ldm import networks
-from ldm.config import Count, Section, Seed
+from ldm import Count, Section, Seed, networks
 from ldm.lazy import Tensor, torch
 from ldm.networks import Posterior, Standardiser
 from stages.runner import Run, stage

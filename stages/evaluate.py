@@ -18,19 +18,15 @@ The rows are those whose files dvc.yaml lists.
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ldm import metrics, networks
-from ldm.artifacts import Artifact
-from ldm.config import Count, Section, Seed, Several
-from ldm.errors import InputError
-from ldm.images import from_uint8, to_uint8
+from ldm import Artifact, Count, InputError, Section, Seed, Several, from_uint8, metrics, networks, to_uint8
 from ldm.lazy import Tensor, torch
 from stages.runner import Run, new_figure, png_of, stage, track
 
-Features: TypeAlias = np.ndarray
+Features = np.ndarray
 DISTANCES = ("fid", "fid_over_floor", "fid_test_over_floor", "fid_second", "fid_second_over_floor")
 ROWS = ["random", "vae_prior", "vae_reconstruction", "diffusion", "test_images"]
 

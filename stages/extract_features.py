@@ -1,8 +1,6 @@
 """Compute the features of all real images, in both classifiers, once."""
 
-from ldm import networks
-from ldm.config import Count, Section
-from ldm.errors import InputError
+from ldm import Count, InputError, Section, networks
 from stages.runner import Run, stage
 
 

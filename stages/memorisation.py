@@ -8,9 +8,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from ldm import metrics, networks
-from ldm.config import Count, Section, Seed
-from ldm.images import png, tile
+from ldm import Count, Section, Seed, metrics, networks, png, tile
 from ldm.lazy import torch
 from stages.runner import Run, new_figure, png_of, stage, track
 

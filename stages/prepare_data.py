@@ -11,19 +11,17 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ldm import artifacts
-from ldm.config import Natural, Section, Seed
+from ldm import InputError, Natural, Section, Seed, artifacts
 from ldm.data import image_folder, mnist
-from ldm.errors import InputError
 from ldm.lazy import Generator, Tensor, torch
 from ldm.networks import FEATURES
 from stages.runner import Run, stage, warn
 
-Splits: TypeAlias = dict[str, tuple[Tensor, Tensor]]  # split → images (N, C, H, W) and labels (N,), both uint8
+Splits = dict[str, tuple[Tensor, Tensor]]  # split → images (N, C, H, W) and labels (N,), both uint8
 
 PAIR = ("images", "labels")
 VALIDATION = 5000  # of the 60,000 training images of MNIST and Fashion-MNIST

@@ -8,8 +8,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from ldm import training
-from ldm.config import Count, Natural, NonNegative, Options, Positive, Section, Seed, choice
+from ldm import Count, Natural, NonNegative, Options, Positive, Section, Seed, choice, training
 from ldm.diffusion import check_range
 from ldm.lazy import torch
 from ldm.sampling import Guided, sample_batches, samplers, spacings, split_range, wrong_start

@@ -4,9 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from ldm import networks, training
-from ldm.config import NonNegative, Options, Rate, Section, Seed, choice
-from ldm.images import from_uint8
+from ldm import NonNegative, Options, Rate, Section, Seed, choice, from_uint8, networks, training
 from ldm.lazy import Module, Tensor, torch
 from ldm.networks import classifiers
 from ldm.training import Optimisation

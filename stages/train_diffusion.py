@@ -6,10 +6,7 @@ from inspect import signature
 
 from pydantic import model_validator
 
-from ldm import diffusion, training
-from ldm.artifacts import Artifact, merge_lineage
-from ldm.config import Count, Options, Section, Seed, Share, choice
-from ldm.errors import InputError
+from ldm import Artifact, Count, InputError, Options, Section, Seed, Share, choice, diffusion, merge_lineage, training
 from ldm.lazy import Module, Tensor, torch
 from ldm.networks import Posterior, Standardiser, networks
 from ldm.training import Optimisation

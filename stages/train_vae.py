@@ -1,8 +1,6 @@
 """Train the variational autoencoder: a Bernoulli decoder and a weighted KL term."""
 
-from ldm import networks, training
-from ldm.config import NonNegative, Options, Section, Seed, choice
-from ldm.images import from_uint8
+from ldm import NonNegative, Options, Section, Seed, choice, from_uint8, networks, training
 from ldm.lazy import Tensor, torch
 from ldm.networks import autoencoders
 from ldm.training import Optimisation

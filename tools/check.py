@@ -14,8 +14,7 @@ from typing import Any
 
 import click
 
-from ldm.config import Section
-from ldm.errors import InputError
+from ldm import InputError, Section
 from stages.runner import DAG, FOLDER, PARAMS, ROOT, read_yaml, run_command
 
 ABSENT = ("deleted", "not in cache")

@@ -14,8 +14,7 @@ from typing import Any
 import click
 from ruamel.yaml import YAML
 
-from ldm.artifacts import write_atomic
-from ldm.errors import InputError
+from ldm import InputError, write_atomic
 from stages.runner import DAG, PARAMS, ROOT, path_of, read_yaml, run_command, with_settings
 from tools.check import check_parameters
 

@@ -17,8 +17,7 @@ from pathlib import Path
 
 import click
 
-from ldm.artifacts import write_atomic
-from ldm.errors import InputError
+from ldm import InputError, write_atomic
 from stages.runner import DAG, PARAMS, ROOT, check_writable, files_of, run_command
 
 CHAIN = ["train_diffusion", "sample", "decode", "evaluate"]

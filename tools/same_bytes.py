@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from ldm.errors import InputError
+from ldm import InputError
 from ldm.lazy import safetensors_torch, torch
 from stages.runner import ROOT, run_command
 from tools.small import run_in

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import click
 
-from ldm.artifacts import write_atomic
+from ldm import InputError, write_atomic
 from ldm.diffusion import Schedule, schedules
-from ldm.errors import InputError
 from ldm.lazy import torch
 from stages.runner import PARAMS, new_figure, png_of, read_section, run_command, warn
 

@@ -13,7 +13,7 @@ from typing import Any
 import click
 from ruamel.yaml import YAML
 
-from ldm.errors import InputError
+from ldm import InputError
 from stages.runner import ROOT, read_yaml, run_command
 
 SMALL = read_yaml(Path(__file__).with_suffix(".yaml"))  # dotted keys of params.yaml → values

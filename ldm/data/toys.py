@@ -1,7 +1,6 @@
 """Toy distributions in one or two dimensions whose truth is known, and the distances that score samples of them."""
 
 from abc import ABC, abstractmethod
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +8,7 @@ from numpy.typing import NDArray
 from ldm.config import NonNegative, Positive, Registry
 from ldm.lazy import scipy, sklearn
 
-Points: TypeAlias = NDArray[np.float64]  # (n, d)
+Points = NDArray[np.float64]  # (n, d)
 
 
 class Toy(ABC):

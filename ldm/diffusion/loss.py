@@ -1,7 +1,7 @@
 """The training objective: how t is drawn, how an error is penalised, and how the noise levels are weighted."""
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from ldm.config import Positive, Registry
 from ldm.diffusion.denoiser import Denoiser
@@ -12,11 +12,11 @@ from ldm.networks import Posterior, Standardiser
 
 ALL = slice(None)
 # (SNR, c²) → the weight on ‖Δx0‖², where ‖ΔF‖² = c² ‖Δx0‖²
-Weighting: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+Weighting = Callable[[Tensor, Tensor], Tensor]
 # an error → its penalty, elementwise
-Penalty: TypeAlias = Callable[[Tensor], Tensor]
+Penalty = Callable[[Tensor], Tensor]
 # (schedule, n, generator) → n training times in (0, 1], on the generator's device
-TimestepSampling: TypeAlias = Callable[[Schedule, int, Generator], Tensor]
+TimestepSampling = Callable[[Schedule, int, Generator], Tensor]
 
 weightings: Registry[Weighting] = Registry("weightings")
 penalties: Registry[Penalty] = Registry("penalties")

@@ -1,13 +1,12 @@
 """What the network predicts: F = a x0 + b eps. A prediction is the pair (a, b), and everything else follows from it."""
 
 from collections.abc import Callable
-from typing import TypeAlias
 
 from ldm.config import Positive, Registry
 from ldm.lazy import Tensor
 
-Factor: TypeAlias = Tensor | float
-Prediction: TypeAlias = Callable[[Factor, Factor], tuple[Factor, Factor]]  # (alpha_t, sigma_t) → (a, b)
+Factor = Tensor | float
+Prediction = Callable[[Factor, Factor], tuple[Factor, Factor]]  # (alpha_t, sigma_t) → (a, b)
 
 predictions: Registry[Prediction] = Registry("predictions")
 

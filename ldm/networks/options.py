@@ -6,7 +6,7 @@
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -15,8 +15,8 @@ from ldm.config import Count, Rate, Registry
 from ldm.errors import InputError
 from ldm.lazy import Module
 
-Shape: TypeAlias = tuple[int, ...]  # (C, H, W) of an image, or (C, h, w) of a latent
-Build: TypeAlias = Callable[..., Module]  # (shape) → a module; of a network that takes classes, (shape, classes=0)
+Shape = tuple[int, ...]  # (C, H, W) of an image, or (C, h, w) of a latent
+Build = Callable[..., Module]  # (shape) → a module; of a network that takes classes, (shape, classes=0)
 Sizes = Annotated[tuple[int, ...], Field(strict=False, min_length=1)]
 Even = Annotated[int, Field(ge=2, multiple_of=2)]
 EvenFrom4 = Annotated[int, Field(ge=4, multiple_of=2)]

@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Callable
-from typing import TypeAlias
 
 from ldm.config import Fraction, Positive, Registry
 from ldm.diffusion import Schedule, check_range, why_noise_is_no_start
 from ldm.errors import InputError
 from ldm.lazy import Tensor, torch
 
-Spacing: TypeAlias = Callable[[Schedule, int], Tensor]  # (schedule, steps) → (steps + 1,) in float64, the last one 0
+Spacing = Callable[[Schedule, int], Tensor]  # (schedule, steps) → (steps + 1,) in float64, the last one 0
 
 spacings: Registry[Spacing] = Registry("spacings")
 

@@ -6,7 +6,6 @@ In σ-space and u = log σ̄ the ODE is dx̄/du = x̄ − D, and along it d log 
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import TypeAlias
 
 from ldm.errors import InputError
 from ldm.lazy import Tensor, torch
@@ -14,7 +13,7 @@ from ldm.sampling.levels import check_sigmas
 from ldm.sampling.samplers import Denoise
 
 # (function of x (B, …), x) → (function(x), its divergence (B,))
-Divergence: TypeAlias = Callable[[Callable[[Tensor], Tensor], Tensor], tuple[Tensor, Tensor]]
+Divergence = Callable[[Callable[[Tensor], Tensor], Tensor], tuple[Tensor, Tensor]]
 
 
 def exact_divergence(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,8 +13,8 @@ from ldm.sampling.guidance import Guided
 from ldm.sampling.levels import check_sigmas
 from ldm.sampling.samplers import Noise, Sampler
 
-Batches: TypeAlias = Iterable[Sequence[int]]  # of indices
-Label: TypeAlias = int | None
+Batches = Iterable[Sequence[int]]  # of indices
+Label = int | None
 
 
 class Streams:

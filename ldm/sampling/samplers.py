@@ -9,15 +9,15 @@ of the shape of x.
 import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Literal, TypeAlias
+from typing import Literal
 
 from ldm.config import Fraction, Natural, NonNegative, Positive, Registry, Share
 from ldm.lazy import Tensor
 
-Denoise: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-Noise: TypeAlias = Callable[[], Tensor]
-States: TypeAlias = Iterator[Tensor]
-Sampler: TypeAlias = Callable[[Denoise, Tensor, Tensor, Noise], States]
+Denoise = Callable[[Tensor, Tensor], Tensor]
+Noise = Callable[[], Tensor]
+States = Iterator[Tensor]
+Sampler = Callable[[Denoise, Tensor, Tensor, Noise], States]
 
 samplers: Registry[Sampler] = Registry("samplers")
 

@@ -3,8 +3,7 @@
 import json
 from typing import Any
 
-from ldm.config import Section
-from ldm.errors import InputError
+from ldm import InputError, Section
 from stages.runner import Run, new_figure, png_of, stage
 
 

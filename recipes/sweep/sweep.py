@@ -12,10 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ldm import metrics, networks
-from ldm.config import Count, Several
+from ldm import Count, InputError, Several, metrics, networks
 from ldm.diffusion import Denoiser
-from ldm.errors import InputError
 from ldm.lazy import Tensor, torch
 from ldm.sampling import Guided, Sampler, Spacing, Streams, last_state, sample_batches, split_range, states
 from stages.runner import Run, bar, stage

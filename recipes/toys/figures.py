@@ -1,18 +1,18 @@
 """Figures of the toys: points, densities and vector fields over time, all scaled to unit variance."""
 
 import io
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ldm import gif
 from ldm.diffusion import Denoiser, ItoSDE
-from ldm.images import gif
 from ldm.lazy import Tensor, torch
 from stages.runner import new_figure, png_of
 
-Path: TypeAlias = NDArray[np.float64]  # (frames, n, d): points over time, from noise to data
+Path = NDArray[np.float64]  # (frames, n, d): points over time, from noise to data
 PANELS, EDGE, BINS = 6, 3.0, np.linspace(-3, 3, 121).tolist()
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from ldm.config import Options, Section, Seed, choice
+from ldm import Options, Section, Seed, choice
 from ldm.data.toys import Points, Toy, energy_distance, sliced_wasserstein, toys
 from ldm.diffusion import Denoiser
 from ldm.lazy import Tensor, torch

@@ -15,8 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ldm import artifacts, training
-from ldm.errors import InputError, Interrupted
+from ldm import InputError, Interrupted, artifacts, training
 from ldm.lazy import Tensor, torch
 from stages.runner.run import Run, warn
 

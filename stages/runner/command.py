@@ -10,18 +10,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import click
 
-from ldm.errors import InputError, Interrupted
+from ldm import InputError, Interrupted
 from ldm.lazy import torch
 from stages.runner import processes
 from stages.runner.checkpoints import SIGNALS
 from stages.runner.parameters import PARAMS, parameter_rows, read_section, with_settings
 from stages.runner.run import C, Run, files_of
 
-Compute: TypeAlias = Callable[[Run[C]], None]
+Compute = Callable[[Run[C]], None]
 REMEDIES = {errno.EISDIR: "name a file in it", errno.ENOTDIR: "a folder is wanted there"}
 REMEDIES |= {errno.EACCES: "make it accessible to you"}
 

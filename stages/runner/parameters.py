@@ -7,8 +7,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from ldm.config import Section, choices_of
-from ldm.errors import InputError
+from ldm import InputError, Section, choices_of
 
 PARAMS = Path("params.yaml")
 

@@ -4,8 +4,7 @@ import os
 import sys
 from typing import Any, NoReturn
 
-from ldm import training
-from ldm.errors import InputError
+from ldm import InputError, training
 from ldm.lazy import torch
 from stages.runner.run import Run
 

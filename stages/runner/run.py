@@ -8,10 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from ldm import artifacts
-from ldm.artifacts import Artifact
-from ldm.config import Section
-from ldm.errors import InputError
+from ldm import Artifact, InputError, Section, artifacts
 from ldm.lazy import Tensor
 from stages.runner.parameters import read_yaml
 
