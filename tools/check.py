@@ -18,6 +18,7 @@ from ldm import InputError, Section
 from stages.runner import DAG, FOLDER, PARAMS, ROOT, read_yaml, run_command
 
 ABSENT = ("deleted", "not in cache")
+SHOWN = 5  # reasons that a line names
 
 
 def stage_config(name: str) -> type[Section]:
@@ -51,20 +52,29 @@ def stale_results() -> Iterator[str]:
 
     Data that are not here (`dvc pull` fetches them) say nothing.
     """
+    for stage, changes in changed_stages().items():
+        reasons = [f"{path} {state}" for path, state in changes if state not in ABSENT]
+        more = f" and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
+        if reasons:
+            yield f"{stage}: {'; '.join(reasons[:SHOWN])}{more}"
+
+
+def changed_stages() -> dict[str, list[tuple[str, str]]]:
+    """What `dvc status` says of each locked stage: (what has changed, how)."""
     from dvc.repo import Repo  # takes a second to import, for which --help should not wait
 
+    changed: dict[str, list[tuple[str, str]]] = {}
     with Repo(str(ROOT)) as repo:
         for stage, changes in repo.status().items():
-            reasons = [change for change in changes if isinstance(change, str)]
-            states = [item for change in changes if isinstance(change, dict) for item in change.values()]
-            reasons += [f"{path} {state}" for paths in states for path, state in paths.items() if state not in ABSENT]
-            if reasons:
-                yield f"{stage}: {'; '.join(reasons)}"
+            groups = [group for change in changes if isinstance(change, dict) for group in change.values()]
+            changed[stage] = [(change, "") for change in changes if isinstance(change, str)]
+            changed[stage] += [(path, str(state)) for group in groups for path, state in group.items()]
+    return changed
 
 
 @click.command(help=__doc__)
 @click.option("--recipe", type=Path, help="Check the parameters in this folder alone.")
-@click.option("--clean", is_flag=True, help="Remove the checkpoints of interrupted runs.")
+@click.option("--clean", is_flag=True, help="Remove checkpoints, and last good weights, of interrupted runs.")
 def command(recipe: Path | None, clean: bool) -> None:
     check_parameters(recipe or Path())
     if clean:

@@ -18,7 +18,8 @@ from pathlib import Path
 import click
 
 from ldm import InputError, write_atomic
-from stages.runner import DAG, PARAMS, ROOT, check_writable, files_of, run_command
+from ldm.lazy import torch
+from stages.runner import DAG, PARAMS, ROOT, check_writable, cpu_kind, files_of, run_command
 
 CHAIN = ["train_diffusion", "sample", "decode", "evaluate"]
 
@@ -44,14 +45,14 @@ def run_seed(seed: int, first: str, out: Path) -> None:
 
 
 def key_of(first: str) -> str:
-    """A hash over all that the seeds have in common: parameters, code, and the tracked artifacts that are read."""
+    """A hash over all that the seeds have in common: parameters, code, machine, and the tracked artifacts read."""
     files = [files_of(name, Path(), (), None) for name in CHAIN[CHAIN.index(first) :]]
     outputs = {path for _, outs in files for path in outs.values()}
     read = {path for inputs, _ in files for path in inputs.values()} - outputs
     code = {path for folder in ("ldm", "stages") for path in (ROOT / folder).rglob("*.py")}
     used = [path for path in sorted(read | code | {PARAMS, DAG}) if path.is_file()]
     digests = [(str(path), hashlib.sha256(path.read_bytes()).hexdigest()) for path in used]
-    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([digests, torch.__version__, cpu_kind()]).encode()).hexdigest()
 
 
 def summary(rows: dict[int, dict[str, float]]) -> dict[str, object]:

@@ -17,6 +17,7 @@ import click
 from ldm import InputError
 from ldm.lazy import safetensors_torch, torch
 from stages.runner import ROOT, run_command
+from tools.check import changed_stages
 from tools.small import run_in
 
 
@@ -62,7 +63,16 @@ def command(revision: str, commit: bool) -> None:
     if lines:
         raise InputError(f"{len(lines)} outputs differ from those of {revision}; run 'dvc repro'")
     click.echo(f"every output of the small pipeline is that of {revision}")
-    if commit and (done := run_in(ROOT, "dvc", "commit", "--force", "dvc.yaml")).returncode:
+    if not commit:
+        return
+    for stage, changes in changed_stages().items():
+        for path, state in changes:
+            if path.startswith("artifacts/"):  # of the pipeline: its outputs, which are the inputs of others
+                raise InputError(
+                    f"{stage}: {path} is {state or 'changed'}, not that of dvc.lock; run 'dvc checkout' first"
+                )
+    done = run_in(ROOT, "dvc", "commit", "--force", "dvc.yaml")
+    if done.returncode:
         raise InputError(f"dvc commit failed: {done.stderr.strip().splitlines()[-1]}")
 
 

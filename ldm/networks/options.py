@@ -43,7 +43,10 @@ def unet(
     heads: Count = 1,
     dropout: Rate = 0.0,
 ) -> Build:
-    """A U-Net conditioned on time and on classes, of the size that DDPM has for CIFAR-10 (Ho et al. 2020, appendix B).
+    """A U-Net conditioned on time and on classes.
+
+    Width, multipliers and blocks are those of DDPM for CIFAR-10, which attends at 16 × 16 too (Ho et al. 2020,
+    arXiv:2006.11239, appendix B).
 
     patch: side of the squares of the input that become channels at once; must divide height and width
     width: channels that the multipliers multiply

@@ -50,8 +50,8 @@ class Muon(torch.optim.Optimizer):
             bad = self.found_inf > 0
             new, move, left = torch.where(bad, old, new), torch.where(bad, 0, move), torch.where(bad, 1, left)
         length = lr * max(1, move.shape[1] / move.shape[2]) ** 0.5
-        for kernel, buffer, kept, direction in zip(gradients, buffers, new, move, strict=True):
-            buffer.copy_(kept)
+        for kernel, buffer, new_buffer, direction in zip(gradients, buffers, new, move, strict=True):
+            buffer.copy_(new_buffer)
             kernel.mul_(left).sub_(direction.view(kernel.shape), alpha=length)
 
 

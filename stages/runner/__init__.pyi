@@ -1,6 +1,7 @@
 from .checkpoints import FOLDER as FOLDER
 from .checkpoints import ROOT as ROOT
 from .checkpoints import Checkpoints as Checkpoints
+from .checkpoints import cpu_kind as cpu_kind
 from .command import check_writable as check_writable
 from .command import run_command as run_command
 from .command import stage as stage

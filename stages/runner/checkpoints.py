@@ -59,7 +59,7 @@ def cpu_kind() -> str:
 def first_difference(here: Any, there: Any, path: str = "") -> str:
     """The first place in which two nested mappings differ, in words; empty where they are equal."""
     if not isinstance(here, dict) or not isinstance(there, dict):
-        return "" if here == there else f"{path} is {there} there and {here} here"
+        return "" if here == there else f"{path} is {str(there)[:12]} there and {str(here)[:12]} here"
     differences = (first_difference(here.get(key), there.get(key), f"{path}.{key}".lstrip(".")) for key in here | there)
     return next(filter(None, differences), "")
 

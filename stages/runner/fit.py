@@ -23,17 +23,17 @@ def fit(
     trainer: training.loop.Training,
     validate: Callable[[N], float],
     on_record: Callable[[training.loop.Record], None] = lambda record: None,
-    kept: dict[str, Tensor] | None = None,
+    extra: dict[str, Tensor] | None = None,
 ) -> N:
     """Train to the end behind a bar with loss, images/s and time left, and write history.json.
 
-    Returns the averaged network. The run's state is kept at intervals, and resumed from where there is one; `kept` is
+    Returns the averaged network. The run's state is kept at intervals, and resumed from where there is one; `extra` is
     what `on_record` fills, and belongs to the state. history.json has one row per record, with the validation loss of
     the averaged network in about POINTS of them and null in the others. Under torchrun the first process returns, and
     the others end. Raises: Diverged, after the last good network was kept beside the checkpoints; Interrupted.
     """
     settings, distributed = trainer.settings, training.distributed
-    kept = {} if kept is None else kept
+    extra = {} if extra is None else extra
     every = max(settings.steps // (POINTS * settings.record_every), 1)
     checkpoints = Checkpoints(run)
     curve: list[dict[str, Any]] = []
@@ -41,7 +41,7 @@ def fit(
     if state is not None:
         trainer.load_state(state)
         curve = json.loads(state["history"].numpy().tobytes())
-        kept.update({key.removeprefix("kept."): tensor for key, tensor in state.items() if key.startswith("kept.")})
+        extra.update({key.removeprefix("extra."): x for key, x in state.items() if key.startswith("extra.")})
     with bar(settings.steps * settings.batch_size, "img", run.name, trainer.step * settings.batch_size) as progress:
         while trainer.step < settings.steps:
             try:
@@ -59,7 +59,7 @@ def fit(
             stop = distributed.all_reduce_max(checkpoints.signal) if poll else 0
             if not RANK and (stop or checkpoints.due() or trainer.step == settings.steps):
                 history = torch.frombuffer(bytearray(json.dumps(curve).encode()), dtype=torch.uint8)
-                own = {"history": history} | {f"kept.{key}": tensor for key, tensor in kept.items()}
+                own = {"history": history} | {f"extra.{key}": tensor for key, tensor in extra.items()}
                 checkpoints.save(trainer.step, trainer.state() | own)
             if stop:
                 raise SystemExit(128 + stop) if RANK else checkpoints.interrupted(stop)
