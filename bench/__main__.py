@@ -1,7 +1,7 @@
 """Time our training step and sampler beside diffusers, denoising-diffusion-pytorch and a plain loop.
 
-Every side runs in a process of its own. The sides take turns for some rounds, so that a slow minute
-of the machine hits all of them; the table has the median of the rounds, and the smallest and largest.
+Every side runs in a process of its own. The sides take turns for some rounds, so that a slow minute of the machine
+hits all of them; the table has the median of the rounds, and the smallest and largest.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from bench.sides import CHANNELS, SIDES, SIZE, denoising_diffusion_pytorch_unet, diffusers_unet, our_unet
+from bench.sides import PEERS, SHAPE, SIDES, our_unet
 from ldm.artifacts import write_atomic
 from ldm.errors import InputError
-from stages.cli import pick_device, run_command
+from stages.runner.command import pick_device, run_command
 
-PEERS = {"diffusers": diffusers_unet, "denoising_diffusion_pytorch": denoising_diffusion_pytorch_unet}
 PRECISIONS = ("fp32", "bf16")
+FLAGS = ("amx_bf16", "avx512_bf16")  # a CPU's units for bf16; without them bf16 is slower than fp32
+HEADER = "| what | side | precision | images/s | least – most | ours over it | of the peak | MiB |"
 
 
 def cost(network: torch.nn.Module) -> dict[str, int]:
     """Parameters, and floating-point operations of a forward pass of one sample."""
-    x, t = torch.randn(1, CHANNELS, SIZE, SIZE), torch.full((1,), 0.5)
+    x, t = torch.randn(1, *SHAPE), torch.full((1,), 0.5)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(x, t)
     return {"parameters": sum(p.numel() for p in network.parameters()), "flops": counter.get_total_flops()}
@@ -42,7 +43,7 @@ def cost(network: torch.nn.Module) -> dict[str, int]:
 
 @dataclass
 class Worker:
-    """A side's process, and what it has measured so far."""
+    """A side's process, and what it has measured so far: images a second, by what they were taken of."""
 
     name: str
     peer: str
@@ -53,12 +54,15 @@ class Worker:
     memory: float = 0.0
 
     def __post_init__(self) -> None:
-        command = [sys.executable, "-m", "bench.worker", self.name, self.peer, self.precision, self.device, str(self.batch_size)]
+        about = [self.name, self.peer, self.precision, self.device, str(self.batch_size)]
+        command = [sys.executable, "-m", "bench.worker", *about]
         self.said = TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (closed by stop)
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said, text=True)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said, text=True
+        )
 
     def measure(self, what: str, **settings: Any) -> float:
-        """Raises: InputError where the side has died."""
+        """Ask for a figure, and wait for it. Raises: InputError where the side has died."""
         assert self.process.stdin
         assert self.process.stdout
         try:
@@ -69,7 +73,9 @@ class Worker:
             self.process.wait()
             self.said.seek(0)
             last = (self.said.read().strip() or "it said nothing").splitlines()[-1]
-            raise InputError(f"{self.name} in {self.precision} has died (exit code {self.process.returncode}): {last}") from None
+            raise InputError(
+                f"{self.name} in {self.precision} has died (exit code {self.process.returncode}): {last}"
+            ) from None
         self.memory = answer.get("memory", 0.0)
         return answer["value"]
 
@@ -78,53 +84,80 @@ class Worker:
             self.process.kill()
 
     def row(self, what: str, peer_cost: dict[str, int], peaks: dict[str, float]) -> dict[str, Any]:
-        """The figures of one measurement; training counts three forward passes a step, and the peak is that of the precision."""
-        found = self.values[what]
-        row = {"against": self.peer, "what": what, "side": self.name, "precision": self.precision}
-        row |= {"images_per_second": median(found), "least": min(found), "most": max(found), "rounds": len(found), "memory_mib": round(self.memory)}
+        """The figures of one measurement.
+
+        Training counts three forward passes of the peer's network a step; the peak is that of the precision.
+        """
+        speeds = self.values[what]
+        row: dict[str, Any] = {"against": self.peer, "what": what, "side": self.name, "precision": self.precision}
+        row |= {"images_per_second": median(speeds), "least": min(speeds), "most": max(speeds), "rounds": len(speeds)}
+        row["memory_mib"] = round(self.memory)
         if what == "train":
-            row["share_of_peak"] = 3 * peer_cost["flops"] * median(found) / (peaks[self.precision] * 1e12)
+            row["share_of_peak"] = 3 * peer_cost["flops"] * median(speeds) / (peaks[self.precision] * 1e12)
         return row
 
 
 @click.command(help=__doc__)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:i.")
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Turns of every side.")
-@click.option("--seconds", type=click.FloatRange(min=0), default=2.0, show_default=True, help="Length of a measurement.")
-@click.option("--batch-size", type=click.IntRange(min=2), default=256, show_default=True, help="Samples a training step.")
+@click.option(
+    "--seconds", type=click.FloatRange(min=0), default=2.0, show_default=True, help="Length of a measurement."
+)
+@click.option(
+    "--batch-size", type=click.IntRange(min=2), default=256, show_default=True, help="Samples a training step."
+)
 @click.option("--n", type=click.IntRange(min=1), default=250, show_default=True, help="Samples drawn at once.")
-@click.option("--evaluations", type=click.IntRange(min=1), default=12, show_default=True, help="Function evaluations a sample.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("bench/results"), show_default=True, help="Folder of the results.")
+@click.option(
+    "--evaluations", type=click.IntRange(min=1), default=12, show_default=True, help="Function evaluations a sample."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("bench/results"),
+    show_default=True,
+    help="Folder of the results.",
+)
 def command(device: str, rounds: int, seconds: float, batch_size: int, n: int, evaluations: int, out: Path) -> None:
     device = pick_device(device)
     for peer in PEERS:
         if find_spec(peer) is None:
-            raise InputError(f"the peer {peer} is not installed; run `make bench`, or pip install -e '.[bench]' -c constraints.txt")
+            raise InputError(
+                f"the peer {peer} is not installed; run `make bench`, or pip install -e '.[bench]' -c constraints.txt"
+            )
     costs = {peer: {"peer": cost(make()), "ours": cost(our_unet(peer))} for peer, make in PEERS.items()}
-    peaks = {precision: Worker("none", "", precision, device, batch_size) for precision in PRECISIONS}
-    rows: list[dict[str, Any]] = []
+    peak_workers = {precision: Worker("none", "", precision, device, batch_size) for precision in PRECISIONS}
+    measured: list[tuple[Worker, str]] = []
     for peer in PEERS:
-        workers = [Worker(name, peer, precision, device, batch_size) for name in SIDES if name in ("ours", "plain", peer) for precision in PRECISIONS]
-        jobs = [(w, "train", {}) for w in workers]
-        jobs += [(w, sampler, {"n": n, "evaluations": evaluations}) for w in workers for sampler in SIDES[w.name].samplers]
+        names = [name for name in SIDES if name in ("ours", "plain", peer)]
+        workers = [Worker(name, peer, precision, device, batch_size) for name in names for precision in PRECISIONS]
+        jobs: list[tuple[Worker, str, dict[str, int]]] = [(worker, "train", {}) for worker in workers]
+        draws = {"n": n, "evaluations": evaluations}
+        jobs += [(worker, sampler, draws) for worker in workers for sampler in SIDES[worker.name].samplers]
         for worker, what, settings in jobs:  # warm up
             worker.measure(what, seconds=0, **settings)
         for turn in tqdm(range(rounds), desc=peer, unit="round"):
             for worker, what, settings in jobs if turn % 2 == 0 else reversed(jobs):
                 worker.values.setdefault(what, []).append(worker.measure(what, seconds=seconds, **settings))
-            for worker in peaks.values():
+            for worker in peak_workers.values():
                 worker.values.setdefault("peak", []).append(worker.measure("peak", seconds=0))
-        found = {precision: max(worker.values["peak"]) for precision, worker in peaks.items()}
-        rows += [w.row(what, costs[peer]["peer"], found) for w, what, _ in jobs]
         for worker in workers:
             worker.stop()
-    for worker in peaks.values():
+        measured += [(worker, what) for worker, what, _ in jobs]
+    for worker in peak_workers.values():
         worker.stop()
-    results = {"machine": machine(device), "matrix_peak_tflops": found, "batch_size": batch_size, "seconds": seconds, "evaluations": evaluations}
-    results |= {"n": n, "costs": costs, "rows": rows}
+    peaks = {precision: max(worker.values["peak"]) for precision, worker in peak_workers.items()}
+    rows = [worker.row(what, costs[worker.peer]["peer"], peaks) for worker, what in measured]
+    results = {"machine": machine(device), "matrix_peak_tflops": peaks, "batch_size": batch_size, "seconds": seconds}
+    results |= {"evaluations": evaluations, "n": n, "costs": costs, "rows": rows}
     write_atomic(out / "results.json", json.dumps(results, indent=1).encode())
-    training = [r for r in rows if r["what"] == "train"]
-    bars = [{"side": f"{r['side']}, {r['precision']}, against {r['against']}", "images_per_second": r["images_per_second"]} for r in training]
+    bars = [
+        {
+            "side": f"{row['side']}, {row['precision']}, against {row['against']}",
+            "images_per_second": row["images_per_second"],
+        }
+        for row in rows
+        if row["what"] == "train"
+    ]
     write_atomic(out / "training.json", json.dumps(bars, indent=1).encode())
     text = table(results)
     write_atomic(out / "table.md", text.encode())
@@ -133,27 +166,47 @@ def command(device: str, rounds: int, seconds: float, batch_size: int, n: int, e
 
 def machine(device: str) -> dict[str, Any]:
     """What the figures were taken on."""
-    model = next((line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
-    about = {"cpu": model, "cores": len(os.sched_getaffinity(0)), "capability": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__}
-    return about | {"python": platform.python_version(), "gpu": torch.cuda.get_device_name(device) if device.startswith("cuda") else None}
+    lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
+    cpu = {key.strip(): value.strip() for key, _, value in lines}
+    return {
+        "cpu": cpu.get("model name", ""),
+        "flags": [flag for flag in FLAGS if flag in cpu.get("flags", "").split()],
+        "cores": len(os.sched_getaffinity(0)),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "gpu": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
+    }
 
 
 def table(results: dict[str, Any]) -> str:
     """The results in Markdown: each peer's figures and ours beside them."""
     about, peaks = results["machine"], results["matrix_peak_tflops"]
-    lines = [f"{about['gpu'] or about['cpu']}, {about['cores']} cores, {about['capability']}, torch {about['torch']}; matrix peak in TFLOP/s: "]
-    lines[0] += ", ".join(f"{precision} {value:.2f}" for precision, value in peaks.items())
+    units = ", ".join([about["capability"], *about["flags"]])
+    listed = ", ".join(f"{precision} {value:.2f}" for precision, value in peaks.items())
+    place = f"{about['gpu'] or about['cpu']}, {about['cores']} cores, {units}, torch {about['torch']}"
+    lines = [f"{place}; matrix peak in TFLOP/s: {listed}"]
     for peer, costs in results["costs"].items():
-        sizes = "; ".join(f"{side} {c['parameters'] / 1e6:.2f}M parameters, {c['flops'] / 1e6:.1f} MFLOP" for side, c in costs.items())
-        lines += ["", f"**{peer}** ({sizes})", ""]
-        lines += ["| what | side | precision | images/s | least – most | ours over it | of the peak | MiB |", "|---|---|---|---|---|---|---|---|"]
-        rows = [r for r in results["rows"] if r["against"] == peer]
+        sizes = [
+            f"{side} {network['parameters'] / 1e6:.2f}M parameters, {network['flops'] / 1e6:.1f} MFLOP"
+            for side, network in costs.items()
+        ]
+        lines += ["", f"**{peer}** ({'; '.join(sizes)})", "", HEADER, "|---" * HEADER.count(" | ") + "|---|"]
+        rows = [row for row in results["rows"] if row["against"] == peer]
         for row in rows:
-            ours = max(r["images_per_second"] for r in rows if r["side"] == "ours" and (r["what"] == "train") == (row["what"] == "train"))
-            share = f"{row['share_of_peak']:.0%}" if "share_of_peak" in row else ""
-            speed, spread = f"{row['images_per_second']:,.0f}", f"{row['least']:,.0f} – {row['most']:,.0f}"
-            ratio = f"{ours / row['images_per_second']:.2f}"
-            lines.append(f"| {row['what']} | {row['side']} | {row['precision']} | {speed} | {spread} | {ratio} | {share} | {row['memory_mib']} |")
+            alike = [other for other in rows if (other["what"] == "train") == (row["what"] == "train")]
+            ours = max(other["images_per_second"] for other in alike if other["side"] == "ours")
+            cells = [
+                row["what"],
+                row["side"],
+                row["precision"],
+                f"{row['images_per_second']:,.0f}",
+                f"{row['least']:,.0f} – {row['most']:,.0f}",
+                f"{ours / row['images_per_second']:.2f}",
+                f"{row['share_of_peak']:.0%}" if "share_of_peak" in row else "",
+                str(row["memory_mib"]),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -1,4 +1,7 @@
-"""One side in a process of its own, so that its memory is its own: requests come in as lines of JSON, measurements go out."""
+"""One side in a process of its own, so that its memory is its own.
+
+Requests come in as lines of JSON, and measurements go out.
+"""
 
 from __future__ import annotations
 
@@ -55,16 +58,24 @@ def main(name: str, peer: str, precision: str, device: str, batch_size: int) -> 
         print(json.dumps(answer(side, device, precision, **json.loads(line))), file=out, flush=True)
 
 
-def answer(side: Side | None, device: str, precision: str, *, what: str, seconds: float, n: int = 0, evaluations: int = 0) -> dict[str, float]:
+def answer(
+    side: Side | None, device: str, precision: str, *, what: str, seconds: float, n: int = 0, evaluations: int = 0
+) -> dict[str, float]:
     """What a request asks for: the matrix peak, training images a second, or images drawn a second by a sampler."""
     if side is None:
         return {"value": matrix_peak(device, precision)}
+
+    def train() -> None:
+        for _ in range(CHUNK):
+            side.step()
+
     if what == "train":
-        value = timed(device, seconds, CHUNK * side.batch_size, lambda: [side.step() for _ in range(CHUNK)])
+        value = timed(device, seconds, CHUNK * side.batch_size, train)
     else:
         value = timed(device, seconds, n, lambda: side.images(what, n, evaluations))
     return {"value": value, "memory": memory(device)}
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:5], int(sys.argv[5]))
+    name, peer, precision, device, batch_size = sys.argv[1:]
+    main(name, peer, precision, device, int(batch_size))
