@@ -1,0 +1,300 @@
+"""The documents: figures that come from a committed file are that file's, and what the documents name is there.
+
+A table whose figures come from committed files has a comment above it that says where each of them stands:
+
+    <!-- figures from artifacts/metrics/{row}.json: fid_over_floor - precision -->
+
+The keys are those of the columns after the first, in order; a single key serves all of them, and `-` marks a column of
+text. {row} and {column} stand for the first cell of the row and of the column. A key goes into mappings by dots, and
+into a list of records by the words of the record meant, `rows.train,ours,fp32.images_per_second`; `a/b` is a ratio. A
+row with a wildcard, `default_*`, has mean ± standard deviation over the files that match. Decimals and unit (%, M) are
+those of the document, the digits are the file's, rounded once; – is for what no file holds.
+
+A table of figures that no committed file holds has the comment <!-- measured on MACHINE -->.
+
+`python tests/test_documents.py --write` writes the figures of all tables anew.
+"""
+
+import json
+import re
+import shlex
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from decimal import Decimal
+from importlib import import_module
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from stages.runner import PARAMS, ROOT, files_of, read_yaml, with_settings
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+NONE = "–"
+TABLE = re.compile(r"(?:<!--((?:(?!-->)[\s\S])*)-->\n)?((?:^\|.*\n)+)", re.MULTILINE)
+SOURCE = re.compile(r"\s*figures from (\S+):\s+(.*?)\s*", re.DOTALL)
+FIGURE = re.compile(r"−?\d[\d,]*(?:\.(\d+))?( %|M)?")
+FIGURE_CELL = re.compile(r"\**−?\d[\d,]*(\.\d+)?( ?(±.*|%|M|s|min.*|h))?\**")
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"!?\[[^]]*\]\(([^)\s]+)\)")
+FOLDERS = ("ldm", "stages", "tools", "recipes", "bench", "docs", "tests", "artifacts")
+MADE_BY_THE_READER = {"recipes/leaves"}  # by a command that the documents show
+
+
+class Table(NamedTuple):
+    """A table of a document: the comment above it, and its cells, a header and rows."""
+
+    comment: str
+    rows: list[list[str]]
+
+    @property
+    def source(self) -> tuple[str, list[str]] | None:
+        """The path and the keys of the columns after the first; None without a source."""
+        match = SOURCE.fullmatch(self.comment)
+        if not match:
+            return None
+        path, keys = match[1], match[2].split()
+        columns = len(self.rows[0]) - 1
+        keys = keys * columns if len(keys) == 1 else keys
+        assert len(keys) == columns, f"{path}: {len(keys)} keys for {columns} columns"
+        return path, keys
+
+
+def table_of(match: re.Match[str]) -> Table:
+    lines = match[2].strip().splitlines()
+    rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines]
+    return Table(match[1] or "", [rows[0], *rows[2:]])
+
+
+def tables(document: Path) -> list[Table]:
+    return [table_of(match) for match in TABLE.finditer(document.read_text("utf-8"))]
+
+
+def name_in(cell: str) -> str:
+    """What a cell names, without bold and code marks, and without spaces."""
+    match = re.fullmatch(r"(?:\*\*)?`?(.*?)`?(?:\*\*)?", cell)
+    assert match
+    return match[1].replace(" ", "")
+
+
+def find(value: Any, key: str) -> Any:
+    """What stands under a key in nested mappings and lists of records; None where there is no such thing."""
+    for part in key.split("."):
+        if isinstance(value, list):
+            words = Counter(part.split(","))
+            value = next((r for r in value if Counter(x for x in r.values() if isinstance(x, str)) == words), None)
+        else:
+            value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def numbers_of(path: str, key: str) -> list[Any]:
+    """The figures of a cell: none, one, or mean and deviation over several files."""
+    values = []
+    for file in sorted(ROOT.glob(path)):
+        terms = [find(json.loads(file.read_text("utf-8")), term) for term in key.split("/")]
+        if None not in terms:
+            values.append(terms[0] / terms[1] if len(terms) > 1 else terms[0])
+    return [statistics.mean(values), statistics.stdev(values)] if "*" in path else values
+
+
+def as_written(figure: re.Match[str], number: float) -> str:
+    """A number with the decimals and the unit of a figure in the document, rounded once."""
+    unit = figure[2] or ""
+    scaled = Decimal(repr(number)) * {"": Decimal(1), " %": Decimal(100), "M": Decimal("1e-6")}[unit]
+    return f"{scaled:,.{len(figure[1] or '')}f}{unit}".replace("-", "−")
+
+
+def rewritten(cell: str, numbers: list[Any]) -> str:
+    """A cell with the numbers in the places of its figures."""
+    if not numbers:
+        return NONE
+    figures = FIGURE.findall(cell)
+    assert len(figures) == len(numbers), f"{cell!r} should show {numbers}; write as many decimals as it should have"
+    rest = iter(numbers)
+    return FIGURE.sub(lambda figure: as_written(figure, next(rest)), cell)
+
+
+def expected(table: Table) -> list[list[str]]:
+    """The rows of a table with a source, with the figures of its files."""
+    assert table.source
+    path, keys = table.source
+    header, *rows = table.rows
+    result = [header]
+    for row in rows:
+        cells = [row[0]]
+        for cell, key, column in zip(row[1:], keys, header[1:], strict=True):
+            names = {"row": name_in(row[0]), "column": name_in(column)}
+            numbers = [] if key == "-" else numbers_of(path.format(**names), key.format(**names))
+            cells.append(cell if key == "-" else rewritten(cell, numbers))
+        result.append(cells)
+    return result
+
+
+def documented(kind: type) -> list[Any]:
+    """Every document, or every table with a source, as parameters of a test."""
+    if kind is Path:
+        return [pytest.param(document, id=document.name) for document in DOCUMENTS]
+    sourced = [(d, t) for d in DOCUMENTS for t in tables(d) if t.source]
+    return [pytest.param(table, id=f"{d.name}-{table.rows[0][0]}-{i}") for i, (d, table) in enumerate(sourced)]
+
+
+def commands(document: Path) -> Iterator[list[str]]:
+    """The words of every command in the shell blocks of a document; what `&&` joins are commands of their own."""
+    for language, block in BLOCK.findall(document.read_text("utf-8")):
+        folder = "."
+        for line in block.replace("\\\n", " ").splitlines() if language == "sh" else ():
+            for command in line.strip("() ").split("&&"):
+                words = shlex.split(command, comments=True)
+                if words[:1] == ["cd"]:
+                    folder = words[1]
+                elif words:
+                    yield [folder, *words]
+            if line.startswith("("):
+                folder = "."  # a subshell ends
+
+
+def values_after(words: list[str], *flags: str) -> list[str]:
+    return [value for flag, value in pairwise(words) if flag in flags]
+
+
+def parse(name: str, section: Any) -> None:
+    """Validate a section as the stage does. Raises: InputError."""
+    import_module(f"stages.{name}").Config.parse(section, name)
+
+
+@pytest.mark.parametrize("table", documented(Table))
+def test_figures_are_those_of_the_committed_files(table):
+    assert table.rows == expected(table)
+
+
+@pytest.mark.parametrize("document", documented(Path))
+def test_every_table_of_figures_says_where_they_come_from(document):
+    for table in tables(document):
+        cells = [cell for row in table.rows[1:] for cell in row[1:] if len(name_in(cell)) > 1]
+        if any(FIGURE_CELL.fullmatch(cell) for cell in cells):
+            assert table.source or table.comment.strip().startswith("measured on "), table.rows[0]
+
+
+def test_a_figure_is_rounded_once():
+    """296.476 becomes 296, not 297 by way of 296.5; and 11268.9 is not 11270."""
+    figure = FIGURE.fullmatch("297")
+    assert figure
+    assert as_written(figure, 296.47550478664675) == "296"
+    assert rewritten("**11270**", [11268.885]) == "**11,269**"
+    assert rewritten("2.1 ± 0.1", [2.182, 0.0951]) == "2.2 ± 0.1"
+    assert rewritten("99.4 %", [0.9946]) == "99.5 %"
+    assert rewritten("1.00M", [652772]) == "0.65M"
+    assert rewritten("0.03", [-0.0338]) == "−0.03"
+
+
+@pytest.mark.parametrize("document", documented(Path))
+def test_links_lead_somewhere(document):
+    for target in LINK.findall(document.read_text("utf-8")):
+        if "://" in target:
+            continue
+        path, _, heading = target.partition("#")
+        file = (document.parent / path).resolve() if path else document
+        assert file.exists(), target
+        headings = re.findall(r"^#+ (.*)$", file.read_text("utf-8"), re.MULTILINE) if heading else []
+        slugs = [re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in headings]
+        assert not heading or heading in slugs, target
+
+
+@pytest.mark.parametrize("document", documented(Path))
+def test_paths_and_tests_that_are_named_exist(document):
+    text = document.read_text("utf-8")
+    tests = "\n".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    for span in re.findall(r"`([^`\n]+)`", BLOCK.sub("", text)):
+        path = re.fullmatch(rf"(?:{'|'.join(FOLDERS)})/[\w./<>*-]*", span)
+        if path and span not in MADE_BY_THE_READER and not span.endswith(".safetensors"):
+            assert list(ROOT.glob(re.sub(r"<\w+>", "*", span).rstrip("/"))), span
+        if re.fullmatch(r"test_\w+", span):
+            assert re.search(rf"def {span}\b", tests), span
+    for module in re.findall(r"python -m ((?:stages|tools|recipes|bench)[\w.]*\w)", text):
+        assert find_spec(module) or (ROOT / module.replace(".", "/")).exists(), module
+
+
+@pytest.mark.parametrize("document", documented(Path))
+def test_names_beside_a_link_to_a_page_are_on_that_page(document):
+    for table in tables(document):
+        for cell in (cell for row in table.rows[1:] for cell in row):
+            pages = [(document.parent / target).resolve() for target in LINK.findall(cell) if target.endswith(".py")]
+            text = "\n".join(page.read_text("utf-8") for page in pages)
+            for name in re.findall(r"`([A-Za-z_]\w*)`", LINK.sub("", cell)) if pages else ():
+                assert re.search(rf"\b{name}\b", text), f"{name} in {cell}"
+
+
+@pytest.mark.parametrize("document", documented(Path))
+def test_parameters_of_commands_exist(document):
+    """`dvc exp run -S` changes what params.yaml holds, `-S ++` adds what it leaves out, and each value is valid."""
+    for folder, *words in commands(document):
+        if words[:3] == ["dvc", "exp", "run"]:
+            sections = read_yaml(ROOT / folder / PARAMS)
+            for setting in values_after(words, "-S", "--set-param"):
+                key, _, value = setting.removeprefix("++").partition("=")
+                place: Any = sections
+                for part in key.split("."):
+                    place = place.get(part) if isinstance(place, dict) else None
+                assert (place is None) == setting.startswith("++"), setting
+                with_settings(sections, [f"{key}={value}"])
+            for name in sections:
+                if (ROOT / "stages" / f"{name}.py").exists():
+                    parse(name, sections[name])
+        elif words[:2] == ["python", "-m"] and (ROOT / f"{words[2].replace('.', '/')}.py").match("stages/*.py"):
+            name = words[2].removeprefix("stages.")
+            recipe = ROOT / (values_after(words, "--recipe") or [folder])[0]
+            section = read_yaml(recipe / PARAMS)[(values_after(words, "--section") or [name])[0]]
+            parse(name, with_settings(section, values_after(words, "--set")))
+            files_of(name, recipe, values_after(words, "--in"), None)
+
+
+def test_the_readme_is_short_where_it_must_be():
+    text = (ROOT / "README.md").read_text("utf-8")
+    lines = text.splitlines()
+    first = next(number for number, line in enumerate(lines, 1) if line.startswith("make repro"))
+    assert first <= 30
+    assert not any(line.startswith("|") for line in lines[:first])
+    tree = BLOCK.search(text, text.index("## The tree"))
+    assert tree
+    entries = tree[2].splitlines()
+    assert len(entries) <= 15
+    for entry in entries:
+        for path in re.split(r"\s{2,}", entry)[0].split(", "):
+            assert (ROOT / path).exists(), path
+    assert all(len(table.rows[0]) <= 5 for table in tables(ROOT / "README.md"))
+
+
+@pytest.mark.parametrize("document", documented(Path))
+def test_lines_of_text_have_at_most_120_columns(document):
+    lines = document.read_text("utf-8").splitlines()
+    assert [line for line in lines if len(line) > 120 and not line.startswith(("|", "<!--"))] == []
+
+
+def write() -> None:
+    """Write the figures of all tables anew."""
+
+    def renewed(match: re.Match[str]) -> str:
+        table = table_of(match)
+        if not table.source:
+            return match[0]
+        lines = match[2].splitlines()
+        rows = [f"| {' | '.join(cells)} |" for cells in expected(table)]
+        return match[0].replace(match[2], "\n".join([rows[0], lines[1], *rows[1:]]) + "\n")
+
+    for document in DOCUMENTS:
+        text = document.read_text("utf-8")
+        new = TABLE.sub(renewed, text)
+        if new != text:
+            document.write_text(new, "utf-8")
+            print(f"{document.relative_to(ROOT)} is written anew")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["--write"]:
+        sys.exit("usage: python tests/test_documents.py --write")
+    write()
