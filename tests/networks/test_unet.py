@@ -1,0 +1,108 @@
+"""The U-Nets: shapes, gradients, and what each part must do."""
+
+import pytest
+import torch
+
+from ldm.errors import InputError
+from ldm.networks.options import networks
+from ldm.networks.unet import LinearAttention
+
+UNET = {"width": 16, "multipliers": [1, 2], "blocks": 1, "embedding": 32, "groups": 8, "heads": 2}
+CONV_UNET = {"channels": [16, 24, 32], "blocks": 2, "embedding": 16}
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 7), (1, 8, 8), (4, 5, 6)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"multipliers": [1]},
+        {"multipliers": [1, 2]},
+        {"multipliers": [1, 1, 2]},
+        {"block": "convnext"},
+        {"attention": "linear"},
+        {"resampling": "fixed"},
+        {"block": "convnext", "attention": "linear", "resampling": "fixed", "blocks": 2, "dropout": 0.1},
+    ],
+)
+def test_unet_shapes_and_gradients(shape, options):
+    torch.manual_seed(0)
+    unet = networks.build("unet", UNET | options)(shape)
+    x, t = torch.randn(3, *shape), torch.rand(3)
+    assert torch.equal(unet(x, t), torch.zeros_like(x))  # the head starts at zero
+    for parameter in unet.parameters():  # so that every gradient can flow
+        torch.nn.init.normal_(parameter, std=0.1)
+    out = unet(x, t)
+    assert out.shape == x.shape
+    out.square().sum().backward()
+    dead = [name for name, p in unet.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert dead == []
+
+
+def test_unet_sees_time_and_keeps_samples_apart():
+    torch.manual_seed(0)
+    unet = networks.build("unet", UNET)((2, 7, 7))
+    for parameter in unet.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    x, t = torch.randn(4, 2, 7, 7), torch.rand(4)
+    out = unet(x, t)
+    assert not torch.allclose(unet(x, t * 0.5), out, atol=1e-3)
+    torch.testing.assert_close(unet(x[2:3], t[2:3])[0], out[2], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"width": 20}, "width 20 times the multiplier 1 gives 20 channels, not a multiple of 8 groups"),
+        ({"multipliers": [2], "heads": 3}, "heads 3 do not divide the 32 channels"),
+        ({"attention": "linear", "heads": 32}, "heads 32 do not divide the 16 channels"),
+        ({"patch": 2}, "2 does not divide the grid of 7 × 7"),
+        ({"block": "vgg"}, "block: 'vgg' will not do"),
+        ({"multipliers": []}, "multipliers"),
+        ({"dropout": 1.0}, "dropout"),
+    ],
+)
+def test_bad_unets_are_refused(options, words):
+    with pytest.raises(InputError, match=words):
+        networks.build("unet", UNET | options)((2, 7, 7))
+
+
+def test_linear_attention_by_its_definition():
+    """Each place reads, by its softmax over channels, the channels' averages, each by its softmax over places."""
+    torch.manual_seed(0)
+    unet = networks.build("unet", UNET | {"attention": "linear"})((2, 7, 7))
+    layer = next(m for m in unet.modules() if isinstance(m, LinearAttention))
+    q, k, v = torch.randn(3, 1, 1, 5, 4, dtype=torch.float64)
+    expected = torch.zeros(5, 4, dtype=torch.float64)
+    for place in range(5):
+        for channel in range(4):
+            average = (k[0, 0, :, channel].exp()[:, None] * v[0, 0]).sum(0) / k[0, 0, :, channel].exp().sum()
+            expected[place] += q[0, 0, place, channel].exp() / q[0, 0, place].exp().sum() * average
+    torch.testing.assert_close(layer.attend(q, k, v)[0, 0], expected)
+
+
+def test_a_patch_sees_the_grid_it_stands_for():
+    torch.manual_seed(0)
+    unet = networks.build("unet", UNET | {"patch": 2})((1, 8, 12))
+    for parameter in unet.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    x, t = torch.randn(2, 1, 8, 12), torch.rand(2)
+    assert unet(x, t).shape == x.shape
+    assert unet.stem.weight.shape[1] == 4
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 7), (1, 8, 12)])
+def test_the_tutorials_unet(shape):
+    torch.manual_seed(0)
+    unet = networks.build("conv_unet", CONV_UNET)(shape)
+    x, t = torch.randn(4, *shape), torch.rand(4)
+    out = unet(x, t)
+    assert out.shape == x.shape
+    assert not torch.allclose(unet(x, t * 0.5), out, atol=1e-4)
+    torch.testing.assert_close(unet(x[2:3], t[2:3])[0], out[2], rtol=1e-4, atol=1e-5)
+    out.square().sum().backward()
+    dead = [
+        name for name, p in unet.named_parameters() if not p.grad.abs().sum() > 0 and not name.endswith("conv.bias")
+    ]
+    assert dead == []  # a bias before an instance norm does nothing
+    with pytest.raises(InputError, match=r"channels: 5 .* too many for a grid of 7 × 7"):
+        networks.build("conv_unet", CONV_UNET | {"channels": [8] * 5})((2, 7, 7))

@@ -1,0 +1,138 @@
+"""The toys' recipe: its committed results and a training from end to end keep bounds that a broken sampler misses."""
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, run_in
+
+from ldm import artifacts
+from ldm.data.toys import toys
+from ldm.diffusion import Denoiser
+from ldm.sampling import Streams, spacings
+from recipes.toys.toy import score
+from stages.runner import path_of, read_yaml
+
+FOLDER = ROOT / "recipes/toys"
+STAGE = read_yaml(FOLDER / "dvc.yaml")["stages"]["toy"]
+RNG = np.random.default_rng(0)
+
+# What samples of a working pipeline keep to, in units of the truth's deviation where it is a distance.
+BOUNDS = {
+    "gaussian_1d": {
+        "sliced_wasserstein": 0.1,
+        "energy_distance": 0.01,
+        "mode_offset": 0.1,
+        "mode_std_ratio": (0.85, 1.15),
+    },
+    "four_gaussians": {
+        "sliced_wasserstein": 0.1,
+        "energy_distance": 0.01,
+        "mode_std_ratio": (0.7, 2.0),
+        "smallest_share": (0.85, 1.0),
+        "largest_share": (1.0, 1.15),
+    },
+    "parabola": {
+        "sliced_wasserstein": 0.15,
+        "energy_distance": 0.02,
+        "curve_distance_median": 0.03,
+        "curve_distance_p95": 0.1,
+    },
+    "moons": {"sliced_wasserstein": 0.1, "energy_distance": 0.01},
+}
+
+
+def missed(toy: str, row: dict[str, float]) -> list[str]:
+    """The bounds that a row of metrics misses."""
+    wrong = []
+    for key, bound in BOUNDS[toy].items():
+        low, high = bound if isinstance(bound, tuple) else (-math.inf, bound)
+        if not low <= row[key] <= high:
+            wrong.append(f"{key} = {row[key]:.4g}")
+    return wrong
+
+
+@pytest.mark.parametrize("name", sorted(toys.functions))
+def test_the_truth_itself_keeps_the_bounds(name):
+    toy = toys.build(name)
+    x, truth = (toy.draw(4000, np.random.default_rng(seed)) for seed in (0, 1))
+    assert missed(name, score(toy, x, truth, toy.draw(4000, RNG), RNG)) == []
+
+
+@pytest.mark.parametrize("name", STAGE["matrix"]["toy"])
+def test_committed_samples_keep_the_bounds(name):
+    toy = read_yaml(FOLDER / "params.yaml")[name]["points"]["toy"]
+    row = json.loads((FOLDER / f"artifacts/{name}/metrics.json").read_text())
+    assert missed(toy, row) == []
+
+
+def test_every_toy_is_in_the_recipe():
+    sections = read_yaml(FOLDER / "params.yaml")
+    assert {sections[name]["points"]["toy"] for name in STAGE["matrix"]["toy"]} == set(toys.functions) == set(BOUNDS)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four Gaussians as DDPM, trained by the toy stage at half its length."""
+    out = tmp_path_factory.mktemp("toy")
+    settings = ["train_diffusion.optimisation.steps=1500", "sample.n=2000", "sample.shown=500"]
+    arguments = [word for setting in settings for word in ("--set", setting)]
+    command = ["python", "-m", "recipes.toys.toy", "--section", "four_gaussians_ddpm"]
+    done = run_in(ROOT, *command, *arguments, "--out", str(out), "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.mark.slow
+def test_a_toy_from_end_to_end(trained):
+    assert missed("four_gaussians", json.loads((trained / "metrics.json").read_text())) == []
+    assert {path.name for path in trained.iterdir()} == {Path(path_of(entry)).name for entry in STAGE["outs"]}
+    pictures = list(trained.glob("*.png"))
+    assert len(pictures) == 4
+    for picture in pictures:
+        assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def ancestral(x, denoised, s, n, noise):
+    """The right DDPM step, and then the broken ones."""
+    ratio = (n / s) ** 2
+    return ratio * x + (1 - ratio) * denoised + (ratio * (s**2 - n**2)).sqrt() * noise
+
+
+def product_for_a_sum(x, denoised, s, n, noise):
+    spread = ((n / s) ** 2 * (s**2 - n**2)).sqrt()
+    return ancestral(x, denoised, s, n, 0 * noise) * (1 + spread * noise)
+
+
+BROKEN = {
+    "product for a sum": product_for_a_sum,
+    "no noise": lambda x, d, s, n, z: ancestral(x, d, s, n, 0 * z),
+    "twice the noise": lambda x, d, s, n, z: ancestral(x, d, s, n, 2 * z),
+    "more noise than the step removes": lambda x, d, s, n, z: (
+        ancestral(x, d, s, n, z) + (0.5 * s * z if n > 0 else 0 * z)
+    ),
+    "the score's sign": lambda x, d, s, n, z: ancestral(x, 2 * x - d, s, n, z),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [None, *BROKEN])
+def test_a_broken_sampler_misses_the_bounds(trained, fault):
+    denoiser = Denoiser.from_artifact(artifacts.load(trained / "denoiser.safetensors", "denoiser"))
+    latents = artifacts.load(trained / "latents.safetensors", "latents")
+    sigmas = spacings.build("trailing")(denoiser.schedule, 50)
+    noise = Streams(0, range(2000), (2, 1, 1))
+    step = BROKEN.get(fault, ancestral)
+    x = (1 + sigmas[0] ** 2).sqrt() * noise()
+    with torch.no_grad():
+        for s, n in pairwise(sigmas):
+            x = step(x, denoiser(x, s), s, n, noise())
+    points = x.flatten(1).numpy() * latents["channel_std"].numpy() + latents["channel_mean"].numpy()
+    toy = toys.build("four_gaussians")
+    truth, more_truth = toy.draw(2000, RNG), toy.draw(2000, RNG)
+    row = score(toy, np.nan_to_num(points, posinf=1e6, neginf=-1e6), truth, more_truth, RNG)
+    assert bool(missed("four_gaussians", row)) == (fault is not None), row

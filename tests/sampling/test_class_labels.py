@@ -1,0 +1,151 @@
+"""Classes: the network is given them in training, samples draw theirs, and one can be asked for."""
+
+import pytest
+import torch
+from torch import nn
+
+from ldm import artifacts
+from ldm.diffusion import Denoiser, DiffusionLoss, penalties, predictions, schedules, weightings
+from ldm.errors import InputError
+from ldm.sampling import Guided, Streams
+from ldm.sampling.reverse import draw_labels
+
+UNET = {"width": 16, "multipliers": [1], "blocks": 1, "embedding": 32, "groups": 8, "heads": 2}
+CONFIG = {"network": "unet", "networks": {"unet": UNET}}
+CONFIG |= {"schedule": "rectified_flow", "schedules": {"rectified_flow": {}}}
+CONFIG |= {"prediction": "flow", "predictions": {"flow": {}}}
+
+
+def denoiser(*class_sizes: int) -> Denoiser:
+    torch.manual_seed(0)
+    return Denoiser.from_config(CONFIG, (1, 4, 4), class_sizes)
+
+
+def guided(*class_sizes: int) -> Guided:
+    return Guided(denoiser(*class_sizes), denoiser(*class_sizes), weight=2.0, sigma_min=0.0, sigma_max=10.0)
+
+
+def test_a_denoiser_learns_what_a_class_looks_like():
+    """White images and black ones, almost pure noise: only the class tells which."""
+    learner = denoiser(1, 1)
+    loss = DiffusionLoss(penalties.build("l2"), weightings.build("none"))
+    adam = torch.optim.Adam(learner.network.parameters(), 0.01)
+    shades = torch.tensor([1.0, -1.0])
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(60):
+        labels = torch.randint(2, (32,), generator=generator)
+        x0 = shades[labels, None, None, None].expand(-1, 1, 4, 4)
+        eps, t = torch.randn(x0.shape, generator=generator), torch.rand(32, generator=generator).clamp(min=0.5)
+        adam.zero_grad()
+        loss(learner, x0, eps, t, labels).mean().backward()
+        adam.step()
+    noise, level = torch.randn(1, 1, 4, 4, generator=generator), learner.schedule.at(torch.tensor([0.99]))
+    with torch.no_grad():
+        white, black = (learner.x0(noise, level, torch.tensor([label])).mean().item() for label in (0, 1))
+    assert white > 0.8
+    assert black < -0.8
+
+
+def test_every_class_has_a_gradient_of_its_own():
+    network = denoiser(1, 1, 1).network
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    network(torch.randn(4, 1, 4, 4), torch.rand(4), torch.tensor([0, 2, 2, 0])).square().sum().backward()
+    (table,) = (p for name, p in network.named_parameters() if "classes" in name)
+    assert (table.grad.abs().sum(1) > 0).tolist() == [True, False, True]
+
+
+def test_classes_add_one_table_of_weights():
+    plain, classed = denoiser().network, denoiser(1, 1, 1).network
+    assert classed.state_dict().keys() - plain.state_dict().keys() == {"embed.classes.weight"}
+    assert not plain.state_dict().keys() - classed.state_dict().keys()
+
+
+def test_classes_are_drawn_as_often_as_in_training():
+    sizes = [100, 0, 300, 600]
+    drawn = Streams(5, range(4000), (1,)).labels(sizes)
+    shares = torch.bincount(drawn, minlength=4) / 4000
+    assert shares[1] == 0
+    expected = torch.tensor([0.1, 0.0, 0.3, 0.6])
+    torch.testing.assert_close(shares, expected, rtol=0, atol=0.03)  # four deviations of a share of 0.6
+    assert torch.equal(Streams(5, [17, 3], (1,)).labels(sizes), drawn[[17, 3]])  # the batch never changes a class
+    assert not torch.equal(Streams(6, range(4000), (1,)).labels(sizes), drawn)
+
+
+def test_the_noise_is_the_same_whatever_class_is_asked_for():
+    noise = []
+    for label in (None, 0, 2):
+        streams = Streams(0, range(3), (2,))
+        labels = draw_labels(streams, [5, 5, 5], label)
+        expected = Streams(0, range(3), (2,)).labels([5, 5, 5]).tolist() if label is None else [label] * 3
+        assert labels.tolist() == expected
+        noise.append(streams())
+    assert torch.equal(noise[0], noise[1])
+    assert torch.equal(noise[0], noise[2])
+
+
+def test_guidance_gives_both_networks_the_same_classes():
+    seen = []
+
+    def network(x, t, labels):
+        seen.append(labels.tolist())
+        return x
+
+    schedule, prediction = schedules.build("rectified_flow"), predictions.build("flow")
+    main, guide = (Denoiser(network, schedule, prediction, (5, 5, 5)) for _ in range(2))
+    both = Guided(main, guide, weight=2.0, sigma_min=0.0, sigma_max=10.0)
+    both(torch.randn(3, 1, 4, 4), torch.tensor(0.5), torch.tensor([2, 0, 1]))
+    assert seen == [[2, 0, 1], [2, 0, 1]]
+
+
+@pytest.mark.parametrize("label", [-1, 1, 3, 1.0, "2"])
+def test_classes_that_were_not_trained_on_are_refused(label):
+    with pytest.raises(InputError, match=f"label {label!r}: the denoiser was not trained on this class, but on 0, 2"):
+        guided(5, 0, 5).check_label(label)
+
+
+@pytest.mark.parametrize("label", [None, 0, 2])
+def test_classes_that_were_trained_on_may_be_asked_for(label):
+    guided(5, 0, 5).check_label(label)
+
+
+def test_without_labels_there_is_no_class_to_ask_for():
+    plain, streams = guided(), Streams(0, [0], (1, 4, 4))
+    plain.check_label(None)
+    assert draw_labels(streams, plain.class_sizes, None) is None
+    assert torch.equal(streams(), Streams(0, [0], (1, 4, 4))())  # no draw was spent on a class
+    with pytest.raises(InputError, match=r"label 0: the denoiser was trained without labels; .*class_labels"):
+        plain.check_label(0)
+
+
+@pytest.mark.parametrize("sizes", [["5", "5"], "55", {"0": 5}, [0, 0], [5, -1], [True, True], [None, 2], [2**70, 1], 7])
+def test_forged_sizes_of_classes_are_refused(sizes, tmp_path):
+    config = CONFIG | {"shape": [1, 4, 4], "class_sizes": sizes}
+    path = tmp_path / "denoiser.safetensors"
+    artifacts.save(path, "denoiser", denoiser(1, 1).network.state_dict(), config)
+    with pytest.raises(InputError, match=r"denoiser\.safetensors: class_sizes .*numbers of training images"):
+        Denoiser.from_artifact(artifacts.load(path, "denoiser"))
+
+
+def test_sizes_of_classes_come_back_from_an_artifact(tmp_path):
+    """With them the network has its table of classes."""
+    path, made = tmp_path / "denoiser.safetensors", denoiser(5, 0, 5)
+    artifacts.save(path, "denoiser", made.network.state_dict(), CONFIG | {"shape": [1, 4, 4], "class_sizes": [5, 0, 5]})
+    loaded = Denoiser.from_artifact(artifacts.load(path, "denoiser"))
+    assert loaded.class_sizes == [5, 0, 5]
+    x, sigma, labels = torch.randn(3, 1, 4, 4), torch.tensor(0.5), torch.tensor([2, 0, 2])
+    torch.testing.assert_close(loaded(x, sigma, labels), made(x, sigma, labels))
+
+
+def test_an_optional_tensor_may_be_missing_but_not_wrong(tmp_path):
+    path = tmp_path / "samples.safetensors"
+    tensors = {"samples": torch.zeros(2, 1, 4, 4), "trajectory": torch.zeros(1, 3, 1, 4, 4)}
+    for labels in ({}, {"labels": torch.zeros(2, dtype=torch.uint8)}):
+        artifacts.save(path, "samples", tensors | labels, {})
+        assert artifacts.load(path, "samples").tensors.keys() == (tensors | labels).keys()
+    artifacts.save(path, "samples", tensors | {"labels": torch.zeros(2)}, {})
+    with pytest.raises(InputError, match=r"tensor 'labels' is torch\.float32 \(2,\), but torch\.uint8"):
+        artifacts.load(path, "samples")
+    artifacts.save(path, "samples", tensors | {"classes": torch.zeros(2)}, {})
+    with pytest.raises(InputError, match="tensor 'classes'"):
+        artifacts.load(path, "samples")

@@ -1,0 +1,379 @@
+"""A user's mistake: exit code 2, one line on standard error that names the thing and the remedy, no traceback."""
+
+import errno
+import gzip
+import os
+import shutil
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, change
+from PIL import Image
+
+from ldm.data import mnist
+from stages.runner import read_yaml, run_command
+from tools import check, repeat, show_schedule
+
+NAMES = list(read_yaml(ROOT / "dvc.yaml")["stages"])
+Command = Callable[..., None]
+TOOLS: dict[str, Command] = {
+    name: lambda tool=tool, name=name: run_command(tool.command, name)
+    for name, tool in {"check": check, "repeat": repeat, "show_schedule": show_schedule}.items()
+}
+
+
+def main_of(name: str) -> Command:
+    return TOOLS[name] if name in TOOLS else import_module(f"stages.{name}").main
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A folder with the parameters and the DAG, and no artifacts."""
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LDM_DATA_ROOT", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def refused(folder, monkeypatch, capsys) -> Callable[..., str]:
+    """Run a command and return its one line; nothing may be left in the folder."""
+
+    def run(name: str, *arguments: str, extra: bool = False) -> str:
+        before = snapshot(folder)
+        monkeypatch.setattr("sys.argv", [name, *arguments])
+        with pytest.raises(SystemExit) as caught:
+            main_of(name)()
+        assert caught.value.code == 2
+        error = capsys.readouterr().err
+        if extra:  # a warning comes before the line
+            error = error[error.rindex(f"{name}: ") :]
+        assert error.endswith("\n")
+        assert error.count("\n") == 1, error
+        assert error.startswith(f"{name}: ")
+        assert snapshot(folder) == before
+        return error
+
+    return run
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("sed=1", "train_vae.sed: unknown parameter; known here are seed"),
+        ("optimisation.stepz=1", "train_vae.optimisation.stepz: unknown parameter; known here are steps"),
+        ("seed.x=1", "seed has no parameters of its own"),
+        ("seed", "not of the form KEY=VALUE"),
+        ("seed=2024-13-01", "'2024-13-01' is not a YAML value"),
+        ("seed=9223372036854775808", "seed: 9223372036854775808 will not do"),
+        ("seed=-1", "train_vae.seed: -1 will not do; it should be greater than or equal to 0"),
+        ("seed=1.5", "1.5 will not do; it should be a valid integer"),
+        ("seed=true", "True will not do"),
+        ("seed='1'", "'1' will not do"),
+        ("kl_weight=.nan", "finite"),
+        ("autoencoder=nosuch", "unknown name 'nosuch' among the autoencoders: known are conv_vae"),
+        ("autoencoder=../../evil", "unknown name"),
+        ("autoencoders.nosuch.width=8", "unknown name 'nosuch' among the autoencoders"),
+        ("autoencoders.conv_vae.width=12", "multiple of 8"),
+        ("autoencoders.conv_vae.widht=8", "conv_vae.widht: unknown parameter; known here are latent_channels"),
+        ("optimisation.precision.cpu=fp16", "'fp32' or 'bf16'"),
+        ("seed=[", "not a YAML value"),
+        ("seed=!!python/object/apply:os.system [ls]", "not a YAML value"),
+    ],
+)
+def test_settings(refused, setting, words):
+    assert words in refused("train_vae", "--set", setting, "--out", "out")
+
+
+def test_prediction_that_the_schedule_excludes(refused):
+    error = refused("train_diffusion", "--set", "prediction=eps", "--set", "schedule=rectified_flow", "--out", "out")
+    assert "prediction 'eps' cannot be inverted at alpha = 0" in error
+
+
+@pytest.mark.parametrize("option", [("--set", "seed=1"), ("--in", "images=x"), ("--params", "other.yaml")])
+def test_a_hand_run_never_overwrites_tracked_artifacts(refused, option):
+    assert "need --out FOLDER" in refused("train_vae", *option)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--device", "cuda"), "this machine has 0 usable GPUs; choose cpu or auto"),
+        (("--device", "cuda:3"), "this machine has 0 usable GPUs"),
+        (("--device", "tpu"), "choose auto, cpu, cuda or cuda:i"),
+        (("--nosuch",), "--nosuch"),
+        (("--params", "nosuch.yaml", "--out", "out"), "nosuch.yaml is missing"),
+        (("--recipe", "nosuch"), "nosuch/params.yaml is missing"),
+        (("--in", "nosuch=x", "--out", "out"), "NAME is one of images"),
+        (("--in", "images", "--out", "out"), "write NAME=PATH"),
+    ],
+)
+def test_command_lines(refused, monkeypatch, arguments, words):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert words in refused("train_vae", *arguments)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "prepare_data"])
+def test_a_missing_artifact_names_the_command(refused, name):
+    error = refused(name, "--out", "out")
+    assert "is missing; rebuild it with 'dvc repro" in error
+
+
+def test_a_truncated_artifact_names_the_command(refused, folder):
+    path = folder / "artifacts/prepare_data/images.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{}")
+    remedy = "truncated, corrupt or not an artifact of this project; rebuild it with 'dvc repro prepare_data'"
+    assert remedy in refused("train_vae")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: [", "not valid YAML"),
+        ("", "must hold a mapping"),
+        ("- 1", "must hold a mapping"),
+        ("train_vae: 3", "the section 'train_vae' is missing"),
+        ("train_vae: !!python/name:os.system", "not valid YAML"),
+        ("train_vae: {seed: 1}", "train_vae.autoencoder: the parameter is missing"),
+    ],
+)
+def test_parameter_files(refused, folder, text, words):
+    (folder / "params.yaml").write_text(text)
+    assert words in refused("train_vae")
+
+
+def test_an_unknown_key_of_an_inner_section_names_its_neighbours(refused, folder):
+    change(folder / "params.yaml", {"train_vae.optimisation.stepz": 1})
+    line = refused("train_vae")
+    assert "train_vae.optimisation.stepz: unknown parameter; known here are steps, batch_size, lr," in line
+    assert "kl_weight" not in line
+
+
+def test_a_folder_that_cannot_be_written(refused, folder):
+    (folder / "file").write_text("")
+    assert "cannot write to file/out: Not a directory" in refused("train_vae", "--out", "file/out")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_full_or_read_only_folder(refused, monkeypatch, code):
+    def fail(descriptor: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("os.fsync", fail)
+    assert f"cannot write to out: {os.strerror(code)}; " in refused("prepare_data", "--out", "out")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission(refused, folder):
+    (folder / "locked").mkdir(mode=0o555)
+    assert "Permission denied" in refused("prepare_data", "--out", "locked")
+
+
+def test_a_disk_that_fills_up_while_writing(refused, monkeypatch):
+    """The probe before the work succeeds, and the artifact's own write fails."""
+    probed = []
+
+    def fill(descriptor: int) -> None:
+        if probed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        probed.append(descriptor)
+
+    monkeypatch.setattr("os.fsync", fill)
+    error = refused("prepare_data", "--set", "source=embedded", "--out", "out", extra=True)
+    assert "No space left on device" in error
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail at alloc] out of memory. Tried to")])
+def test_a_lack_of_memory(refused, monkeypatch, error):
+    def fail(*arguments: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("stages.prepare_data.mnist.embedded", fail)
+    line = refused("prepare_data", "--set", "source=embedded", "--out", "out", extra=True)
+    assert "out of memory; lower the batch size" in line
+
+
+def raw_folder(folder: Path) -> Path:
+    raw = folder / "root" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    return raw
+
+
+def test_a_missing_data_file(refused, folder):
+    raw = raw_folder(folder)
+    error = refused("prepare_data", "--set", "root=root", "--out", "out")
+    assert f"{raw.relative_to(folder)}/train-images-idx3-ubyte is missing" in error
+    assert "download the set again" in error
+
+
+def test_a_corrupt_data_file(refused, folder):
+    raw = raw_folder(folder)
+    for name in mnist.MD5["MNIST"]:
+        (raw / name).write_bytes(gzip.compress(b""))
+    error = refused("prepare_data", "--set", "root=root", "--out", "out")
+    assert "train-images-idx3-ubyte is corrupt (MD5" in error
+
+
+def picture(path: Path, size: tuple[int, int] = (8, 12), mode: str = "L") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size).save(path)
+
+
+def two_classes(folder: Path) -> Path:
+    for i in range(6):
+        picture(folder / "images/a" / f"{i}.png")
+        picture(folder / "images/b" / f"{i}.png")
+    return folder / "images"
+
+
+def cut(path: Path, source: Path) -> None:
+    path.write_bytes(source.read_bytes()[:40])
+
+
+def thin_out(root: Path) -> None:
+    for path in root.glob("*/[2-5].png"):
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (
+            lambda root: picture(root / "b/9.png", (8, 8)),
+            "images/b/9.png is 8 × 8 in grey, but images/a/0.png is 12 × 8 in grey",
+        ),
+        (lambda root: picture(root / "b/9.png", mode="RGB"), "images/b/9.png is 12 × 8 in colour"),
+        (
+            lambda root: picture(root / "b/9.png", mode="RGBA"),
+            "images/b/9.png has the mode RGBA; grey (L) or colour (RGB)",
+        ),
+        (lambda root: cut(root / "b/9.png", root / "b/0.png"), "images/b/9.png is not a readable PNG image"),
+        (lambda root: (root / "c").mkdir(), "images/c holds no PNG image"),
+        (lambda root: shutil.rmtree(root / "b"), "images has 1 sub-folders; one per class is wanted"),
+        (
+            lambda root: [picture(path, (10, 12)) for path in root.rglob("*.png")],
+            "images/a/0.png is 12 × 10 in grey, but both sides must be divisible by 4",
+        ),
+        (lambda root: shutil.rmtree(root), "images is not a folder"),
+        (thin_out, "4 images cannot be split"),
+    ],
+)
+def test_a_bad_folder_of_images(refused, folder, spoil, words):
+    spoil(two_classes(folder))
+    assert words in refused("prepare_data", "--set", "dataset=folder", "--set", "root=images", "--out", "out")
+
+
+def test_fashion_mnist_that_is_not_there(refused, monkeypatch):
+    monkeypatch.setattr(mnist, "download", lambda name, root: "no route")
+    arguments = ("prepare_data", "--set", "dataset=fashion_mnist", "--set")
+    error = refused(*arguments, "root=root", "--out", "out", extra=True)
+    assert "root does not hold FashionMNIST" in error
+    assert "'embedded' has no fashion_mnist" in refused(*arguments, "source=embedded", "--out", "out")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"train_diffusion.prediction": "eps"}, "cannot be inverted"),
+        ({"train_diffusion.prediction": "score"}, "cannot be inverted"),
+        (
+            {
+                "train_diffusion.prediction": "eps",
+                "train_diffusion.schedule": "linear",
+                "train_diffusion.schedules.linear.zero_terminal_snr": True,
+            },
+            "prediction 'eps' cannot be inverted at alpha = 0",
+        ),
+        (
+            {"train_diffusion.penalty": "l1", "train_diffusion.weighting": "snr"},
+            "weighting 'snr' needs penalty l2, not 'l1'",
+        ),
+        ({"train_diffusion.guide_step": 525}, "guide_step 525 must be a multiple of record_every 50"),
+        ({"sample.guidance.weight": 0.5}, "sample.guidance.weight: 0.5 will not do"),
+        (
+            {
+                "train_diffusion.schedule": "karras",
+                "train_diffusion.prediction": "edm",
+                "train_diffusion.schedules.karras.sigma_max": 0.001,
+            },
+            "sigma_min 0.002 must be below sigma_max 0.001",
+        ),
+        ({"sample.steps": 0}, "sample.steps: 0 will not do"),
+        ({"train_diffusion.schedules.cosine.s": 2.0}, "schedules.cosine.s: 2.0 will not do"),
+        (
+            {"train_diffusion.schedule": "linear", "sample.spacing": "uniform", "sample.steps": 1001},
+            "more than the chain's 1000",
+        ),
+        ({"sample.guidance.sigma_min": 5.0}, "sigma_min 5 must be below sigma_max 4"),
+        ({"sample.label": 7}, "sample.label: 7 is one class"),
+        ({"sample.n": 100}, "fewer than evaluate.n"),
+        ({"evaluate.n": 0}, "evaluate.n: 0 will not do"),
+        ({"train_second_classifier.classifier": "conv"}, "'conv' is the first one's"),
+    ],
+)
+def test_make_repro_checks_all_of_params_first(refused, folder, settings, words):
+    change(folder / "params.yaml", settings)
+    assert words in refused("check", "--recipe", ".")
+
+
+def test_an_unknown_section(refused, folder):
+    (folder / "params.yaml").write_text((folder / "params.yaml").read_text() + "\ntrain_gan: {}\n")
+    assert "the section 'train_gan' is unknown" in refused("check", "--recipe", ".")
+
+
+def test_a_missing_section(refused, folder):
+    text = (folder / "params.yaml").read_text()
+    (folder / "params.yaml").write_text(text.replace("extract_features:", "decode:").replace("decode:", "x:", 1))
+    assert "the section 'extract_features' is missing" in refused("check", "--recipe", ".")
+
+
+UNSCALED = {"zero_terminal_snr": False, "beta_start": 0.0001, "beta_end": 0.02, "scaled": False}
+
+
+def test_a_schedule_that_ends_with_signal_is_warned_of(folder, monkeypatch, capsys):
+    linear = {"length": 200, **UNSCALED}
+    change(
+        folder / "params.yaml", {"train_diffusion.schedule": "linear", "train_diffusion.schedules": {"linear": linear}}
+    )
+    monkeypatch.setattr("sys.argv", ["show_schedule"])
+    show_schedule.command.main(standalone_mode=False)
+    shown = capsys.readouterr()
+    assert "terminal SNR 0.15" in shown.out
+    assert shown.err.startswith("show_schedule: warning: the schedule's terminal SNR is 0.15")
+    change(folder / "params.yaml", {"train_diffusion.schedules.linear.scaled": True})
+    show_schedule.command.main(standalone_mode=False)
+    shown = capsys.readouterr()
+    assert "terminal SNR 3." in shown.out
+    assert shown.err == ""
+
+
+def test_schedules_that_cannot_be_shown(refused):
+    assert "unknown name 'nosuch' among the schedules: known are cosine" in refused("show_schedule", "nosuch")
+    assert "the section 'sample' has no schedule" in refused("show_schedule", "--section", "sample")
+
+
+@pytest.mark.parametrize(
+    ("seeds", "words"),
+    [("1", "at least two different"), ("1,1", "at least two different"), ("a,b", "whole numbers with commas")],
+)
+def test_bad_seeds(refused, seeds, words):
+    assert words in refused("repeat", "--seeds", seeds, "--out", "out")
+
+
+def test_a_folder_in_place_of_a_file(refused, folder):
+    (folder / "given").mkdir()
+    assert "Is a directory: given; name a file in it" in refused("sample", "--in", "denoiser=given", "--out", "out")
+
+
+def test_another_section_needs_a_folder(refused):
+    assert "need --out FOLDER" in refused("sample", "--section", "train_vae")
+    assert "the section 'nosuch' is missing" in refused("sample", "--section", "nosuch", "--out", "out")

@@ -1,0 +1,377 @@
+"""The whole pipeline on a few hundred real digits: DVC, stages by hand, and the Python interface."""
+
+import json
+import re
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, change, run_in
+from dvc.repo import Repo
+from PIL import Image
+
+import ldm
+from ldm import artifacts, errors, images
+from ldm.networks.classifier import Classifier, in_batches
+from stages.runner import read_yaml
+
+pytestmark = pytest.mark.slow
+CLASSIFIERS = ["train_classifier", "train_second_classifier"]
+ROWS = ["random", "vae_prior", "vae_reconstruction", "diffusion", "test_images"]
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}  # as the run of the fixture, bit for bit
+
+
+@pytest.fixture
+def copy(project, tmp_path) -> Path:
+    """A copy of the finished project, to change."""
+    return shutil.copytree(project, tmp_path / "copy")
+
+
+@pytest.fixture(scope="module")
+def unchanged(project, tmp_path_factory) -> Path:
+    """A copy of the finished project, of which a test changes one file and puts it back."""
+    return shutil.copytree(project, tmp_path_factory.mktemp("unchanged") / "copy")
+
+
+def stages_to_run(folder: Path) -> set[str]:
+    """The stages that `dvc repro` would run whatever the others' new outputs are."""
+    with Repo(str(folder)) as repo:
+        return set(repo.status(targets=[str(folder / "dvc.yaml")]))
+
+
+def load(folder: Path, stage: str, kind: str) -> artifacts.Artifact:
+    return artifacts.load(folder / f"artifacts/{stage}/{kind}.safetensors", kind)
+
+
+def stage(folder: Path, name: str, out: Path, *arguments: str):
+    return run_in(folder, sys.executable, "-m", f"stages.{name}", *arguments, "--out", str(out), **ONE_THREAD)
+
+
+def test_a_second_repro_does_nothing(project):
+    before = (project / "dvc.lock").read_bytes()
+    done = run_in(project, "dvc", "repro")
+    assert done.returncode == 0
+    assert "Running stage" not in done.stdout
+    assert (project / "dvc.lock").read_bytes() == before
+    assert (project / "dvc.yaml").read_bytes() == (ROOT / "dvc.yaml").read_bytes()
+
+
+def test_no_stage_writes_a_gitignore(project):
+    assert [path for path in project.rglob(".gitignore") if ".dvc" not in path.parts] == [project / ".gitignore"]
+    listed = run_in(project, "git", "status", "--short", "--untracked-files=all", "--", "artifacts").stdout
+    assert ".safetensors" not in listed
+    assert "artifacts/metrics/diffusion.json" in listed
+
+
+def test_the_run_cache_gives_back_what_was_made_before(copy):
+    wanted = (copy / "artifacts/sample/samples.safetensors").read_bytes()
+    for steps in (5, 6):  # 6 are those of the fixture
+        change(copy / "params.yaml", {"sample.steps": steps})
+        done = run_in(copy, "dvc", "repro", "sample", **ONE_THREAD)
+        assert done.returncode == 0, done.stderr
+        assert ("Running stage 'sample'" in done.stdout) == (steps == 5)
+    assert "Stage 'sample' is cached - skipping run" in done.stdout
+    assert (copy / "artifacts/sample/samples.safetensors").read_bytes() == wanted
+
+
+def test_artifacts_travel_by_a_remote(copy, tmp_path):
+    """Push, clone, pull: then `dvc repro` has nothing to do."""
+    git = ["git", "-c", "user.name=A", "-c", "user.email=a@example.org"]
+    clone = tmp_path / "clone"
+    for folder, *command in [
+        (copy, "dvc", "remote", "add", "--default", "store", str(tmp_path / "store")),
+        (copy, "dvc", "push", "dvc.yaml"),
+        (copy, "git", "add", "-A"),
+        (copy, *git, "commit", "-q", "-m", "Reference"),
+        (tmp_path, "git", "clone", "-q", str(copy), str(clone)),
+        (clone, "dvc", "pull", "dvc.yaml"),
+        (clone, "dvc", "repro"),
+    ]:
+        done = run_in(folder, *command)
+        assert done.returncode == 0, done.stderr
+    assert "Running stage" not in done.stdout
+    tensors = list(copy.glob("artifacts/*/*.safetensors"))
+    assert len(tensors) == 10
+    for path in tensors:
+        assert (clone / path.relative_to(copy)).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("settings", "rerun"),
+    [
+        ({"evaluate.seed": 1}, ["evaluate"]),
+        ({"decode.columns": 5}, ["decode"]),
+        ({"sample.sampler": "euler"}, ["sample"]),
+        ({"sample.samplers.dpmpp_2m": {}}, ["sample"]),  # a stage depends on its whole section
+        ({"train_diffusion.schedule": "cosine"}, ["train_diffusion"]),
+        ({"train_diffusion.network": "conv_unet"}, ["train_diffusion", "sample"]),
+        ({"train_second_classifier.seed": 2}, ["train_second_classifier"]),
+        ({"train_classifier.classifiers.conv.width": 8}, ["train_classifier"]),
+    ],
+)
+def test_a_parameter_reruns_what_it_can_affect(unchanged, settings, rerun):
+    params = unchanged / "params.yaml"
+    text = params.read_text()
+    change(params, settings)
+    found = stages_to_run(unchanged)
+    params.write_text(text)
+    assert found == set(rerun)
+
+
+@pytest.mark.parametrize(
+    ("file", "rerun"),
+    [
+        ("ldm/networks/mlp.py", []),
+        ("ldm/networks/unet.py", ["train_diffusion", "sample"]),
+        ("ldm/sampling/reverse.py", ["sample"]),
+        ("ldm/diffusion/loss.py", ["train_diffusion", "sample"]),
+        ("ldm/training/loop.py", [*CLASSIFIERS, "train_vae", "train_diffusion"]),
+        ("ldm/networks/classifier.py", [*CLASSIFIERS, "extract_features", "evaluate", "memorisation"]),
+        ("ldm/metrics/frechet.py", ["evaluate", "memorisation"]),
+        ("ldm/data/mnist.py", ["prepare_data"]),
+        ("ldm/data/__pycache__/x.py", []),
+        ("ldm/errors.py", []),
+        ("stages/train_vae.py", ["train_vae"]),
+        ("stages/runner/figures.py", ["evaluate", "memorisation"]),
+        ("stages/runner/fit.py", []),
+        ("tools/check.py", []),
+    ],
+)
+def test_an_edit_reruns_what_it_can_affect(unchanged, file, rerun):
+    path = unchanged / file
+    path.parent.mkdir(exist_ok=True)
+    before = path.read_text() if path.exists() else None
+    path.write_text((before or "") + "\n# edited\n")
+    found = stages_to_run(unchanged)
+    path.unlink() if before is None else path.write_text(before)
+    assert found == set(rerun)
+
+
+def test_the_table(project):
+    done = run_in(project, "dvc", "metrics", "show", *(f"artifacts/metrics/{row}.json" for row in ROWS))
+    assert done.returncode == 0
+    assert all(f"{row}.json" in done.stdout for row in ROWS)
+    table = {row: json.loads((project / f"artifacts/metrics/{row}.json").read_text()) for row in ROWS}
+    for values in table.values():
+        assert list(values)[:5] == ["data", "n", "fid", "fid_over_floor", "fid_test_over_floor"]
+        assert list(values)[5:7] == ["fid_second", "fid_second_over_floor"]
+        assert values["fid_infinity"] is None  # of 300 images
+        assert len(values) == 17
+        assert (values["data"], values["n"]) == ("mnist-5k-limit-300", 300)
+        assert values["fid_over_floor"] == values["fid"] / table["test_images"]["fid"]
+    assert table["test_images"]["fid_over_floor"] == 1
+    assert 0 <= table["test_images"]["fid_test_over_floor"] < 1e-6
+    assert table["random"]["fid_over_floor"] > 10
+    metrics = read_yaml(project / "dvc.yaml")["metrics"]
+    assert len(metrics) == 9
+    for path in metrics:  # every metric file names its data
+        assert json.loads((project / path).read_text())["data"] == "mnist-5k-limit-300"
+
+
+def test_training_curves(project):
+    for name in (*CLASSIFIERS, "train_vae", "train_diffusion"):
+        curve = json.loads((project / f"artifacts/{name}/history.json").read_text())
+        steps = [row["step"] for row in curve]
+        assert steps == list(range(10, steps[-1] + 1, 10))
+        assert curve[-1]["validation_loss"] is not None
+        assert curve[-1]["loss"] < curve[0]["loss"]
+
+
+def pixels(path: Path, scale: int = 2) -> np.ndarray:
+    """A picture as it was before it was enlarged."""
+    with Image.open(path) as picture:
+        return np.asarray(picture)[::scale, ::scale]
+
+
+def test_figures_show_the_images(project):
+    folder = project / "artifacts/decode"
+    generated = load(project, "decode", "generated")["images"]
+    config = read_yaml(project / "params.yaml")["decode"]
+    shown = generated[: config["columns"] * config["rows"]]
+    assert np.array_equal(pixels(folder / "grid.png"), images.tile(shown, config["columns"]))
+    with Image.open(folder / "denoising.gif") as animation:
+        assert animation.n_frames == 6 + 1  # the noise, and a state after each step
+        animation.seek(6)
+        last = np.asarray(animation.convert("L"))[::2, ::2].astype(int)
+    assert np.abs(last - images.tile(generated[:10], 10)).max() <= 2  # decoded in another batch, and so rounded
+    originals = load(project, "prepare_data", "images")["validation_images"][:20]
+    pairs = pixels(folder / "reconstructions.png")
+    assert pairs.shape == (2 * 30 + 2, 20 * 30 + 2)
+    assert np.array_equal(pairs[:32], images.tile(originals, 20))
+    below = np.stack([pairs[32:60, 2 + 30 * i : 30 + 30 * i] for i in range(20)])
+    assert np.corrcoef(below.ravel(), originals.numpy().ravel())[0, 1] > 0.3  # of 40 steps; noise has 0
+
+
+def test_plots(project):
+    done = run_in(project, "dvc", "plots", "show")
+    assert done.returncode == 0, done.stderr
+    page = (project / "dvc_plots/index.html").read_text()
+    figures = ["table.png", "distances.png", "closest_pairs.png", "grid.png", "denoising.gif", "reconstructions.png"]
+    assert [word for word in (*figures, "predicted", "validation_loss") if word not in page] == []
+
+
+def test_latents_moments_are_those_of_the_whole_train_split(project):
+    latents = load(project, "encode_latents", "latents")
+    mean, variance = latents["train_mean"].double(), latents["train_log_variance"].double().exp()
+    second = (mean.square() + variance).mean((0, 2, 3))
+    torch.testing.assert_close(latents["channel_mean"], mean.mean((0, 2, 3)), rtol=1e-12, atol=1e-12)
+    deviation = (second - latents["channel_mean"] ** 2).sqrt()
+    torch.testing.assert_close(latents["channel_std"], deviation, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("settings", [["first=17", "n=1"], ["batch_size=37"]])
+def test_batch_size_and_index_never_change_a_sample(project, tmp_path, settings):
+    done = stage(project, "sample", tmp_path, *(a for s in settings for a in ("--set", s)))
+    assert done.returncode == 0, done.stderr
+    wanted = load(project, "sample", "samples")["samples"]
+    found = artifacts.load(tmp_path / "samples.safetensors", "samples")["samples"]
+    torch.testing.assert_close(found, wanted[17:18] if "n=1" in settings else wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_latents_of_another_vae_are_refused(project, tmp_path):
+    done = stage(project, "train_vae", tmp_path, "--set", "seed=1", "--set", "optimisation.steps=1")
+    assert done.returncode == 0, done.stderr
+    done = stage(project, "decode", tmp_path / "out", "--in", f"vae={tmp_path}/vae.safetensors")
+    assert done.returncode == 2
+    assert "do not belong together" in done.stderr
+    assert f"{tmp_path}/vae.safetensors" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_failing_stage_fails_the_repro(copy):
+    change(copy / "params.yaml", {"evaluate.n": 100})
+    done = run_in(copy, "dvc", "repro")
+    assert done.returncode == 255
+    assert "evaluate: test_images: 100 samples cannot give the covariance of 128 features" in done.stderr
+
+
+def test_divergence_keeps_the_last_good_weights(copy, tmp_path):
+    changes = ["lr=1.0", "clip_norm=1e30", "max_skipped=1", "warmup=0"]
+    arguments = [a for s in changes for a in ("--set", f"optimisation.{s}")]
+    script = "import ldm.training.loop as t; old = t.learning_rate; "
+    script += "t.learning_rate = lambda s, i, peak: 1e30 if i > 12 else old(s, i, peak); "
+    script += "import sys, stages.train_diffusion as m; sys.argv[0] = 'train_diffusion'; m.main()"
+    done = run_in(copy, sys.executable, "-c", script, *arguments, "--out", str(tmp_path / "out"))
+    assert done.returncode == 2
+    remedy = "try a lower lr (now 1) or muon_lr (now 0.02) or a smaller clip_norm (now 1e+30)"
+    assert f"had a non-finite loss or gradient; {remedy}" in done.stderr
+    kept = "checkpoints/train_diffusion/last_good.safetensors"
+    assert f"the last good weights are in {kept}" in done.stderr
+    assert (copy / kept).stat().st_size > 1000
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_readme_example_samples_digits(project, monkeypatch):
+    """The few lines of the README, on this project's artifacts."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    block = next(block for block in blocks if "import ldm" in block)
+    assert len([line for line in block.splitlines() if line]) <= 6
+    monkeypatch.chdir(project)
+    names: dict = {}
+    exec(block, names)
+    assert names["images"].dtype == torch.uint8
+    difference = names["images"].int() - load(project, "decode", "generated")["images"][: len(names["images"])].int()
+    assert difference.abs().max() <= 2  # the digits that the stages made, up to rounding
+
+
+def test_python_interface_takes_other_samplers(project):
+    model = ldm.load(project / "artifacts")
+    drawn = model.sample(3, seed=1, sampler={"ddim": {"eta": 0.5}}, steps=4)
+    assert drawn.shape == (3, 1, 28, 28)
+    alone = model.sample(1, seed=1, first=2, sampler={"ddim": {"eta": 0.5}}, steps=4)
+    assert (alone[0].int() - drawn[2].int()).abs().max() <= 2
+    assert not torch.equal(model.sample(3, seed=1), drawn)
+    assert torch.equal(model.sample(2, seed=1, label=np.int64(3)), model.sample(2, seed=1, label=3))
+    assert not torch.equal(model.sample(2, seed=1, label=3), model.sample(2, seed=1, label=4))
+    assert not torch.equal(model.sample(3, seed=1, spacing="karras"), model.sample(3, seed=1))
+    few = replace(model, sampling={**model.sampling, "batch_size": 2}).sample(5, seed=1)
+    assert (few.int() - model.sample(5, seed=1).int()).abs().max() <= 2
+    with pytest.raises(errors.InputError, match="0 images cannot be drawn"):
+        model.sample(0)
+    with pytest.raises(errors.InputError, match="known are ddim"):
+        model.sample(1, sampler="nosuch")
+    with pytest.raises(errors.InputError, match=r"samplers\.ddim\.eta: -1\.0 will not do"):
+        model.sample(1, sampler={"ddim": {"eta": -1.0}})
+
+
+def test_images_of_one_class_are_not_scored(project, tmp_path):
+    assert stage(project, "sample", tmp_path, "--set", "label=7").returncode == 0
+    samples, generated = tmp_path / "samples.safetensors", tmp_path / "generated.safetensors"
+    assert stage(project, "decode", tmp_path, "--in", f"samples={samples}").returncode == 0
+    done = stage(project, "evaluate", tmp_path, "--in", f"generated={generated}")
+    assert done.returncode == 2
+    assert "the generated images are all of class 7" in done.stderr
+    assert "set sample.label to null" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "diffusion.json").exists()
+
+
+def test_the_second_classifier_is_another_one(project, tmp_path):
+    kinds = ("classifier", "second_classifier")
+    first, second = (load(project, f"train_{kind}", kind) for kind in kinds)
+    assert first.config["classifier"] != second.config["classifier"]
+    assert first.config["seed"] != second.config["seed"]
+    features, real = load(project, "extract_features", "features"), load(project, "prepare_data", "images")
+    for artifact, suffix in ((first, ""), (second, "_second")):
+        found = in_batches(Classifier.from_artifact(artifact).features, real["test_images"][:50])
+        torch.testing.assert_close(features[f"test{suffix}"][:50], found, rtol=1e-4, atol=1e-4)
+    row = json.loads((project / "artifacts/metrics/random.json").read_text())
+    assert row["fid_second"] != row["fid"]
+    changes = ["--set", "classifier=conv", "--set", "optimisation.steps=1"]
+    train = stage(project, "train_second_classifier", tmp_path, *changes)
+    assert train.returncode == 0, train.stderr
+    given = f"second_classifier={tmp_path / 'second_classifier.safetensors'}"
+    done = stage(project, "extract_features", tmp_path / "out", "--in", given)
+    assert done.returncode == 2
+    assert "both" in done.stderr
+    assert "'conv'" in done.stderr
+
+
+def test_a_guide_of_another_training_is_refused(project, tmp_path):
+    changes = ["seed=1", "optimisation.steps=1", "optimisation.record_every=1", "guide_step=1"]
+    train = stage(project, "train_diffusion", tmp_path, *(a for s in changes for a in ("--set", s)))
+    assert train.returncode == 0, train.stderr
+    done = stage(project, "sample", tmp_path / "s", "--in", f"guide={tmp_path / 'guide.safetensors'}")
+    assert done.returncode == 2
+    words = r"sample: .*denoiser\.safetensors and .*guide\.safetensors do not belong together: .*\n"
+    assert re.fullmatch(words, done.stderr), done.stderr
+
+
+def test_mirrored_latents_are_refused(project, tmp_path):
+    done = stage(project, "train_diffusion", tmp_path, "--set", "flip=0.5")
+    assert done.returncode == 2
+    assert "flip 0.5 mirrors images" in done.stderr
+
+
+def test_the_report(project, tmp_path):
+    table = (project / "artifacts/report/table.md").read_text().splitlines()
+    assert [line.split(" | ")[0].strip("| ") for line in table] == ["images", "---", *ROWS]
+    generated, real = load(project, "decode", "generated")["images"], load(project, "prepare_data", "images")
+    train = real["train_images"]
+    near, near_test = (  # the distance of each image to the nearest training image, in pixels
+        (torch.cdist(x.flatten(1).double(), train.flatten(1).double()) / 255).min(1).values
+        for x in (generated, real["test_images"])
+    )
+    done = stage(project, "memorisation", tmp_path, "--set", "percentile=60.0")
+    assert done.returncode == 0, done.stderr
+    shares = []
+    for folder, percentile in ((project / "artifacts/report", 1.0), (tmp_path, 60.0)):
+        found = json.loads((folder / "memorisation.json").read_text())
+        assert found["percentile"] == percentile
+        bound = near_test.quantile(percentile / 100)
+        assert found["near_in_pixels"] == pytest.approx((near < bound).double().mean().item(), abs=1e-9)
+        ratio = near.quantile(0.5) / near_test.quantile(0.5)
+        assert found["median_ratio_in_pixels"] == pytest.approx(ratio.item(), rel=1e-5)
+        shares.append(found["near_in_pixels"])
+    assert 0 < shares[1] < 1  # a share that a wrong one would miss
+    pairs = pixels(project / "artifacts/report/closest_pairs.png")
+    assert pairs.shape == (4 * 30 + 2, 12 * 30 + 2)
+    closest = near.argsort()[:12]
+    which = torch.cdist(generated[closest].flatten(1).double(), train.flatten(1).double()).argmin(1)
+    lower = images.tile(torch.cat([generated[closest], train[which]]), 12)
+    assert np.array_equal(pairs[60:], lower)  # the pairs closest in pixels, below those closest in features

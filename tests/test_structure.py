@@ -1,0 +1,262 @@
+"""The house: imports point one way and in no circle, the rooms are the stated ones, and the committed run is the code's.
+
+recipes, tools and bench import stages, stages import stages/runner, and all of them import ldm; never the other way.
+"""
+
+import ast
+import json
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run_in
+from ruamel.yaml import YAML
+from ruamel.yaml.events import AliasEvent
+
+from ldm.config import Registry
+from ldm.data.toys import toys
+from ldm.diffusion import penalties, predictions, schedules, timestep_samplings, weightings
+from ldm.networks import autoencoders, classifiers, networks
+from ldm.sampling import samplers, spacings
+from stages.runner import read_yaml
+from tools.check import check_parameters, stage_config, stale_results
+
+FOLDERS = ("ldm", "stages", "tools", "recipes", "bench")
+FILES = [path.relative_to(ROOT) for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+MODULES = {".".join(path.with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
+REGISTRIES = (schedules, predictions, weightings, penalties, timestep_samplings, spacings, samplers)
+REGISTRIES += (networks, autoencoders, classifiers, toys)
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse((ROOT / path).read_text("utf-8"))
+
+
+def imported(module: str) -> set[str]:
+    """The project's modules that a module imports; a package's stub says which modules its names lie in."""
+    path = MODULES[module]
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    found: set[str] = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            base = ".".join([*parents, *([node.module] if node.module else [])])
+            found |= {home for alias in node.names for home in homes(base, alias.name)}
+    return {name for name in found if name in MODULES} - {module}
+
+
+def homes(base: str, name: str) -> set[str]:
+    """The modules in which `from base import name` finds the name: base itself, its sub-module, or that of its stub."""
+    stub = ROOT / Path(*base.split(".")) / "__init__.pyi"
+    if f"{base}.{name}" in MODULES:
+        return {f"{base}.{name}"}
+    for node in ast.walk(ast.parse(stub.read_text("utf-8"))) if stub.is_file() else ():
+        if isinstance(node, ast.ImportFrom) and name in {alias.name for alias in node.names} and node.module:
+            return {f"{base}.{node.module}"}
+    return {base}
+
+
+EDGES = {module: imported(module) for module in MODULES}
+
+
+def test_the_imports_are_found():
+    """What the tests below rest on."""
+    assert EDGES["stages.sample"] >= {"ldm.sampling.samplers", "ldm.config", "stages.runner.checkpoints"}
+    assert EDGES["recipes.sweep.sweep"] >= {"stages.sample", "stages.runner.command"}
+    assert EDGES["tools.repeat"] >= {"ldm.artifacts", "stages.runner.run"}
+
+
+def room(module: str) -> str:
+    return "stages.runner" if module.startswith("stages.runner") else module.partition(".")[0]
+
+
+def test_imports_point_one_way():
+    below = {"ldm": {"ldm"}, "stages.runner": {"stages.runner", "ldm"}}
+    below["stages"] = {"stages", *below["stages.runner"]}
+    below |= {room: {room, *below["stages"]} for room in ("tools", "recipes", "bench")}
+    wrong = [f"{a} imports {b}" for a, found in EDGES.items() for b in found if room(b) not in below[room(a)]]
+    assert wrong == []
+    # one recipe knows nothing of another
+    across = [(a, b) for a in EDGES for b in EDGES[a] if a.startswith("recipes.") and b.startswith("recipes.")]
+    assert [(a, b) for a, b in across if a.split(".")[1] != b.split(".")[1]] == []
+
+
+def test_imports_make_no_circle():
+    def reach(start: str) -> set[str]:
+        seen: set[str] = set()
+        waiting = [start]
+        while waiting:
+            for module in EDGES[waiting.pop()] - seen:
+                seen.add(module)
+                waiting.append(module)
+        return seen
+
+    assert [module for module in MODULES if module in reach(module)] == []
+
+
+def unusual_imports(path: Path) -> Iterator[int]:
+    """The lines of imports inside functions, and of blocks for type checkers alone."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from (inner.lineno for inner in ast.walk(node) if isinstance(inner, ast.Import | ast.ImportFrom))
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            yield node.lineno
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_an_import_inside_a_function_says_why(path):
+    lines = (ROOT / path).read_text("utf-8").splitlines()
+    for number in set(unusual_imports(path)):
+        line, above = lines[number - 1], lines[number - 2]
+        assert "# " in line or above.lstrip().startswith("# "), f"{path}:{number}: {line.strip()}"
+
+
+def test_few_imports_are_inside_functions():
+    assert sum(len(set(unusual_imports(path))) for path in FILES) < 30
+
+
+def tracked(*patterns: str) -> list[Path]:
+    """The files that git tracks, or would."""
+    done = run_in(ROOT, "git", "ls-files", "-co", "--exclude-standard", "--", *patterns)
+    assert done.returncode == 0, done.stderr
+    return [path for name in done.stdout.splitlines() if (path := ROOT / name).is_file()]
+
+
+def test_lines_have_at_most_120_columns():
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in tracked("*.py", "*.pyi", "stages/run")
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
+        if len(line) > 120
+    ]
+    assert found == []
+
+
+def test_there_is_one_gitignore():
+    assert tracked(".gitignore", "**/.gitignore") == [ROOT / ".gitignore"]
+
+
+def test_dvc_yaml_is_short():
+    assert len((ROOT / "dvc.yaml").read_text().splitlines()) <= 220
+
+
+def test_names_of_test_files_are_unique():
+    """Their folders are no packages, so two of one name would be one module."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py")]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.name)
+def test_every_choice_states_its_options(registry: Registry):
+    """Each option has a default, that is a valid one, and a meaning; each choice is described."""
+    assert registry.functions
+    for name, function in registry.functions.items():
+        assert function.__doc__, name
+        options = registry.options(name)
+        for option, field in options.model_fields.items():
+            assert field.description, f"{name}.{option}"
+            assert not field.is_required(), f"{name}.{option}"
+        registry.parse(name, options().model_dump())
+
+
+RECIPES = [file.parent for file in sorted(ROOT.glob("recipes/*/dvc.yaml"))]
+
+
+@pytest.mark.parametrize("folder", [ROOT, ROOT / "recipes/fashion_ddpm"], ids=lambda folder: folder.name)
+def test_all_of_params_is_valid(folder):
+    check_parameters(folder)
+
+
+@pytest.mark.parametrize("folder", [folder for folder in RECIPES if folder.name != "toys"], ids=lambda f: f.name)
+def test_sections_share_nothing(folder):
+    """`dvc exp run -S unet.optimisation.steps=4` would change every section that has the same mapping by an alias."""
+    for file in (ROOT / "params.yaml", folder / "params.yaml"):
+        assert not [event for event in YAML().parse(file.read_text()) if isinstance(event, AliasEvent)]
+
+
+def test_recipes_with_results_have_all_of_them():
+    """A recipe whose lock is committed has run to its end."""
+    locked = [folder for folder in RECIPES if (folder / "dvc.lock").exists()]
+    assert {folder.name for folder in locked} >= {"sweep", "toys"}
+    done = run_in(ROOT, "dvc", "stage", "list", "--recursive", "--all", "--name-only")
+    assert done.returncode == 0, done.stderr
+    names = done.stdout.split()
+    for folder in locked:
+        prefix = f"{folder.relative_to(ROOT)}/dvc.yaml:"
+        listed = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+        assert listed == set(read_yaml(folder / "dvc.lock")["stages"])
+
+
+def test_the_ablation_changes_one_thing_at_a_time():
+    """From each training to the next; a choice is a word and its options."""
+    changes: dict[str, set[str]] = {
+        "tutorial": set(),
+        "fresh": set(),  # reads other latents
+        "unet": {"network"},
+        "averaged": {"ema_decay"},
+        "decay": {"lr_final", "warmup"},
+        "muon": {"lr", "muon_lr", "betas", "clip_norm"},
+        "straight": {"schedule", "prediction", "precision"},
+        "logit_normal": {"timestep_sampling"},
+        "labels": {"class_labels"},
+        "default_1": {"seed", "steps"},
+        "default_2": {"seed"},
+    }
+    recipe = ROOT / "recipes/blog_ldm"
+    listed = next(part["trainings"] for part in read_yaml(recipe / "dvc.yaml")["vars"] if "trainings" in part)
+    assert [run["name"] for run in listed] == list(changes)
+    sections = read_yaml(recipe / "params.yaml")
+    config = stage_config("train_diffusion")
+    resolved = [config.parse(sections[name], name).resolved() for name in changes]
+    tables = {registry.name for registry in REGISTRIES}
+    flat = [{k: v for k, v in section.items() if k != "optimisation"} | section["optimisation"] for section in resolved]
+    for name, before, after in zip(changes, flat[:1] + flat, flat, strict=False):
+        differing = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+        assert differing - tables == changes[name], name
+        # the options of a choice change with the choice alone
+        words = {"networks": "network", "schedules": "schedule", "predictions": "prediction"}
+        words |= {"timestep_samplings": "timestep_sampling", "weightings": "weighting", "penalties": "penalty"}
+        assert {words[table] for table in differing & tables} <= changes[name], name
+
+
+def test_the_sweep_and_the_ablation_end_at_the_defaults():
+    default, blog = read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / "recipes/blog_ldm/params.yaml")
+    assert read_yaml(ROOT / "recipes/sweep/params.yaml")["sweep"]["guidance"] == default["sample"]["guidance"]
+
+    def resolved(stage: str, section: dict) -> dict:
+        return stage_config(stage).parse(section, stage).resolved()
+
+    guided, sample = resolved("sample", blog["guided"]), resolved("sample", default["sample"])
+    assert guided | {"n": 0, "batch_size": 0} == sample | {"n": 0, "batch_size": 0}
+    training = resolved("train_diffusion", default["train_diffusion"])
+    for seed in (1, 2):
+        assert resolved("train_diffusion", blog[f"default_{seed}"]) == training | {"seed": seed}
+
+
+class TestCommittedRun:
+    """dvc.lock and the metrics in git belong to the code and the parameters in git; recipes may lag behind."""
+
+    def test_every_stage_is_locked(self):
+        assert set(read_yaml(ROOT / "dvc.lock")["stages"]) == set(read_yaml(ROOT / "dvc.yaml")["stages"])
+
+    def test_nothing_is_stale(self):
+        assert [line for line in stale_results() if not line.startswith(("recipes/", "bench/"))] == []
+
+    def test_figures_and_metrics_are_committed(self):
+        """What DVC does not cache, git holds; the tensors it does not."""
+        listed = subprocess.run(
+            ["git", "ls-files", "artifacts"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.split()
+        outs = [out["path"] for entry in read_yaml(ROOT / "dvc.lock")["stages"].values() for out in entry["outs"]]
+        assert [path for path in outs if (path in listed) == path.endswith(".safetensors")] == []
+
+    def test_the_table_is_there(self):
+        for row in ("random", "vae_prior", "vae_reconstruction", "diffusion", "test_images"):
+            values = json.loads((ROOT / f"artifacts/metrics/{row}.json").read_text())
+            assert list(values)[:5] == ["data", "n", "fid", "fid_over_floor", "fid_test_over_floor"]
+            assert (values["data"], values["n"]) == ("mnist", 10_000)
