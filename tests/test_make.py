@@ -45,7 +45,9 @@ def clone(tmp_path) -> Path:
     ],
 )
 def test_setup_refuses_in_one_line(clone, target, settings, words):
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}  # the suite itself runs under make
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith("MAKE")
+    }  # the suite itself runs under make
     done = subprocess.run(["make", target, settings], cwd=clone, env=environment, capture_output=True, text=True)
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if not line.startswith("make: ***")]

@@ -1,4 +1,4 @@
-"""The house: imports point one way and in no circle, the rooms are the stated ones, and the committed run is the code's.
+"""The house: imports point one way and in no circle, the rooms are the stated ones, the committed run is the code's.
 
 recipes, tools and bench import stages, stages import stages/runner, and all of them import ldm; never the other way.
 """

@@ -1,14 +1,14 @@
-"""The supply chain: what is imported is declared, what is declared is used, and what is installed has an exact version."""
+"""The supply chain: what is imported is declared, what is declared is used, and all of it has an exact version."""
 
 import ast
 import re
 import sys
-import sysconfig
 import tomllib
 from collections.abc import Iterator
-from importlib.metadata import distributions, packages_distributions
+from importlib.metadata import distribution, packages_distributions
 
 from conftest import ROOT
+from packaging.requirements import Requirement
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 BY_COMMAND = {"dvc", "mypy", "pytest-xdist", "ruff"}  # used as programs
@@ -25,18 +25,27 @@ def imported(*folders: str) -> Iterator[str]:
     for folder in folders:
         for path in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
-                found = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                found = (
+                    [a.name for a in node.names]
+                    if isinstance(node, ast.Import)
+                    else [node.module or ""]
+                    if isinstance(node, ast.ImportFrom)
+                    else []
+                )
                 for top in {name.partition(".")[0] for name in found if not getattr(node, "level", 0)}:
                     if top not in sys.stdlib_module_names | OWN:
                         yield from {d.lower() for d in distributions.get(top, [f"{top}, of no distribution"])[:1]}
 
 
-OWN = {"bench", "ldm", "stages", "", *(path.stem for path in (ROOT / "tests").glob("*.py"))}
-USED, DEV, BENCH = names(PROJECT["dependencies"]), *(names(PROJECT["optional-dependencies"][extra]) for extra in ("dev", "bench"))
+OWN = {"bench", "ldm", "recipes", "stages", "tools", "", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
+USED, DEV, BENCH = (
+    names(PROJECT["dependencies"]),
+    *(names(PROJECT["optional-dependencies"][extra]) for extra in ("dev", "bench")),
+)
 
 
 def test_the_project_imports_what_it_declares():
-    used = set(imported("ldm", "stages"))
+    used = set(imported("ldm", "stages", "tools", "recipes"))
     assert used - USED == set()
     assert USED - used - BY_COMMAND == set()
 
@@ -48,7 +57,10 @@ def test_the_tests_import_what_is_declared_for_them():
 
 
 def test_the_benchmark_imports_what_is_declared_for_it():
-    distribution = {"denoising_diffusion_pytorch": "denoising-diffusion-pytorch", "ema_pytorch": "ema-pytorch"}  # if not installed
+    distribution = {
+        "denoising_diffusion_pytorch": "denoising-diffusion-pytorch",
+        "ema_pytorch": "ema-pytorch",
+    }  # if not installed
     used = {distribution.get(name.partition(",")[0], name) for name in imported("bench")}
     assert used - USED - BENCH == set()
     assert BENCH - used == set()
@@ -59,11 +71,21 @@ def plain(name: str) -> str:
 
 
 def test_every_version_is_exact():
-    """Names and versions only, and all that 'make' has installed here is among them."""
+    """Names and versions only, and all that the project needs is among them."""
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][\w.+!-]*", line) for line in lines)
     pinned = {plain(name): version for name, _, version in (line.partition("==") for line in lines)}
     assert len(pinned) == len(lines)
-    installed = {plain(d.metadata["Name"]): d.version for d in distributions(path=[sysconfig.get_path("purelib")])}
-    own = {"ldm", "pip"}  # the project, and what the environment came with
-    assert {name: version for name, version in installed.items() if pinned.get(name) != version and name not in own} == {}
+    waiting, needed = [PROJECT["name"]], {}
+    while waiting:  # all that the project needs here; what else is installed is its owner's
+        found = distribution(waiting.pop())
+        for line in found.requires or []:
+            requirement = Requirement(line)
+            extras = ("", "dev") if plain(found.metadata["Name"]) == PROJECT["name"] else ("",)
+            if requirement.marker is None or any(requirement.marker.evaluate({"extra": extra}) for extra in extras):
+                name = plain(requirement.name)
+                if name not in needed:
+                    needed[name] = distribution(requirement.name).version
+                    waiting.append(requirement.name)
+    assert len(needed) > 50
+    assert {name: version for name, version in needed.items() if pinned.get(name) != version} == {}

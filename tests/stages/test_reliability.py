@@ -5,7 +5,6 @@ import hashlib
 import multiprocessing
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +16,6 @@ from multiprocessing.process import BaseProcess as Process
 from pathlib import Path
 from unittest import mock
 
-import psutil
 import pytest
 import torch
 from conftest import change, run_in
@@ -26,15 +24,27 @@ from torch import nn
 from ldm import artifacts
 from ldm.config import Section
 from ldm.errors import InputError
-from ldm.optimisation import Optimisation
-from ldm.training import Batches, Training
-from stages import scratch
-from stages.cli import Job
+from ldm.training.loop import Batches, Training
+from ldm.training.settings import Optimisation
+from stages.runner import checkpoints
+from stages.runner.run import Run
 
 pytestmark = pytest.mark.slow
 STAGES = ["train_classifier", "train_vae", "train_diffusion", "sample"]
-SHORT = {stage: ["optimisation.steps=60", "optimisation.batch_size=16"] for stage in STAGES} | {"sample": ["batch_size=10"]}
-MODULES = ["pytest", "torch._dynamo", *(f"stages.{stage}" for stage in STAGES), "ldm.training", "ldm.sampling", "ldm.classifier", "ldm.denoiser"]
+SHORT = {stage: ["optimisation.steps=60", "optimisation.batch_size=16"] for stage in STAGES} | {
+    "sample": ["batch_size=10"]
+}
+MODULES = [
+    "pytest",
+    "torch._dynamo",
+    *(f"stages.{stage}" for stage in STAGES),
+    "ldm.training.loop",
+    "ldm.sampling.reverse",
+    "ldm.networks.classifier",
+    "ldm.networks.unet",
+    "ldm.networks.autoencoder",
+    "torchvision",
+]
 WARM = multiprocessing.get_context("forkserver")  # processes to be killed, that need not import torch first
 WARM.set_forkserver_preload(MODULES)
 
@@ -48,7 +58,7 @@ def run_stage(work: Path, stage: str, arguments: list[str], log: Path, die: str 
 
     def fsync(descriptor: int) -> None:
         path = os.readlink(f"/proc/self/fd/{descriptor}")
-        if "/scratch/" in path and path.endswith(".tmp") == (die != "after the rename"):
+        if "/checkpoints/" in path and path.endswith(".tmp") == (die != "after the rename"):
             if die == "disk full":
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
             os._exit(9)
@@ -74,7 +84,10 @@ class Work:
         self.log = self.out.with_name("log")
         self.log.unlink(missing_ok=True)
         settings = [a for s in SHORT[self.stage] for a in ("--set", s)]
-        process = WARM.Process(target=run_stage, args=(self.folder, self.stage, [*settings, "--out", str(self.out), *arguments], self.log, die))
+        process = WARM.Process(
+            target=run_stage,
+            args=(self.folder, self.stage, [*settings, "--out", str(self.out), *arguments], self.log, die),
+        )
         process.start()
         return process
 
@@ -97,14 +110,18 @@ class Work:
         return process.exitcode, self.log.read_text()
 
     def states(self) -> list[Path]:
-        return sorted((self.folder / "scratch" / self.stage).glob("*/[0-9]*.safetensors"))
+        return sorted((self.folder / "checkpoints" / self.stage).glob("*/[0-9]*.safetensors"))
 
     def outputs(self) -> dict[str, str]:
         """Their digests."""
-        return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in self.out.iterdir()} if self.out.exists() else {}
+        return (
+            {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in self.out.iterdir()}
+            if self.out.exists()
+            else {}
+        )
 
     def forget(self) -> None:
-        shutil.rmtree(self.folder / "scratch", ignore_errors=True)
+        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
         shutil.rmtree(self.out, ignore_errors=True)
 
 
@@ -134,7 +151,17 @@ def test_no_interruption_changes_a_bit(stage, work):
     wanted = work.outputs()
     work.forget()
     rng = random.Random(stage)
-    for how in ["kill", "kill", "before the rename", "kill", signal.SIGINT, "after the rename", "kill", signal.SIGTERM, "kill"]:
+    for how in [
+        "kill",
+        "kill",
+        "before the rename",
+        "kill",
+        signal.SIGINT,
+        "after the rename",
+        "kill",
+        signal.SIGTERM,
+        "kill",
+    ]:
         if how in ("before the rename", "after the rename"):
             code, said = work.run("--save-every", "0", die=how)
             assert code == 9, said
@@ -144,16 +171,19 @@ def test_no_interruption_changes_a_bit(stage, work):
         else:
             code, said = work.stop(how, rng)
             assert code == 128 + how, said
-            assert f"{stage}: interrupted; run the same command again, or dvc repro, to go on from scratch/{stage}/" in said.splitlines()[-1]
+            assert (
+                f"{stage}: interrupted; run the same command again, or dvc repro, to resume from checkpoints/{stage}/"
+                in said.splitlines()[-1]
+            )
         assert "Traceback" not in said
         assert not work.outputs()  # they appear at the end, whole
         for path in work.states():
             artifacts.load(path, "state")
     code, said = work.run()
     assert code == 0, said
-    assert f"{stage}: going on from scratch/{stage}" in said
+    assert f"{stage}: resuming from checkpoints/{stage}" in said
     assert work.outputs() == wanted
-    assert not list(work.folder.glob("scratch/**/*.tmp"))
+    assert not list(work.folder.glob("checkpoints/**/*.tmp"))
 
 
 class TestOneStage:
@@ -173,17 +203,19 @@ class TestOneStage:
         code, said = stopped.run()
         assert code == 0, said
         assert f"{last.relative_to(stopped.folder)} is corrupt, and left out" in said
-        assert f"going on from {first.relative_to(stopped.folder)}" in said
+        assert f"resuming from {first.relative_to(stopped.folder)}" in said
         resumed = stopped.outputs()
-        assert stopped.run("--fresh") == (0, mock.ANY)
+        assert stopped.run("--no-resume") == (0, mock.ANY)
         assert stopped.outputs() == resumed
 
     def test_states_of_other_parameters_are_never_taken(self, stopped):
         folder = stopped.states()[0].parent
         code, said = stopped.run("--set", "kl_weight=0.03")
         assert code == 0, said
-        assert "going on" not in said
-        assert not folder.exists()  # a run of another key has succeeded
+        assert "resuming" not in said
+        assert "an unfinished run has left states in" in said
+        assert "kl_weight is 0.02 there and 0.03 here" in said
+        assert list(folder.glob("*.safetensors"))  # of an unfinished run: they stay
 
     def test_a_failure_after_the_training_removes_no_states(self, stopped):
         """The training of other parameters ends, and scoring it fails."""
@@ -195,9 +227,10 @@ class TestOneStage:
         assert set(states) < set(stopped.states())
 
     def test_states_that_memory_does_not_hold_are_kept(self, stopped, monkeypatch):
-        monkeypatch.setattr(artifacts, "parse_tensors", mock.Mock(side_effect=MemoryError))
+        monkeypatch.setattr(artifacts, "safetensors_torch", mock.Mock(load=mock.Mock(side_effect=MemoryError)))
+        waiting = mock.Mock(_paths=lambda: [stopped.states()[-1]])
         with pytest.raises(MemoryError):
-            scratch.Scratch(mock.Mock(), stopped.states()[-1].parent).latest()
+            checkpoints.Checkpoints.latest(waiting)
         assert len(stopped.states()) >= 2
 
     def test_states_of_other_inputs_are_never_taken(self, stopped):
@@ -207,16 +240,17 @@ class TestOneStage:
         artifacts.save(other, "images", images.tensors, images.config)
         code, said = stopped.run("--in", f"images={other}")
         assert code == 0, said
-        assert "going on" not in said
+        assert "resuming" not in said
 
-    def test_states_of_other_code_are_never_taken(self, stopped, monkeypatch):
-        job = Job("train_vae", Dummy.parse({}, ""), {}, {}, "cpu")
-        key = scratch.key_of(job)
-        assert scratch.key_of(job) == key
-        monkeypatch.setattr(scratch, "_digest", lambda path: "edited" if path.name == "artifacts.py" else "")
-        edited = scratch.key_of(job)
-        monkeypatch.setattr(scratch, "_digest", lambda path: "")
-        assert scratch.key_of(job) != edited
+    def test_an_edit_of_any_file_changes_the_key(self, monkeypatch):
+        run = Run("train_vae", Dummy.parse({}, ""), {}, {}, "cpu")
+        digest, facts = checkpoints._digest, checkpoints.facts_of(run)
+        assert checkpoints.facts_of(run) == facts
+        assert len(facts["code"]) > 50
+        for file in facts["code"]:
+            path = checkpoints.ROOT / file
+            monkeypatch.setattr(checkpoints, "_digest", lambda p, path=path: "edited" if p == path else digest(p))
+            assert checkpoints.first_difference(facts, checkpoints.facts_of(run)).startswith(f"code.{file} is edited")
 
     def test_the_last_state_outlives_the_run(self, stopped):
         """DVC can fail after the script has ended; the next run ends at once, with the same bytes."""
@@ -228,26 +262,14 @@ class TestOneStage:
         assert "/000000060.safetensors" in said
         assert stopped.outputs() == wanted
 
-    def test_two_at_once(self, work):
-        long = ["--save-every", "0", "--set", "optimisation.steps=100000"]
-        first = work.start(*long)
-        while not work.states():
-            assert first.is_alive(), work.log.read_text()
-            time.sleep(0.01)
-        code, said = work.run(*long)
-        first.kill()
-        first.join()
-        assert code == 2
-        assert "another process is at this very run, and holds scratch/train_vae/" in said
-
     def test_a_full_disk_costs_no_more_than_the_state(self, work):
         code, said = work.run(die="disk full")
         assert code == 0, said
-        assert "the state could not be kept" in said
+        assert "no state could be kept" in said
         assert os.strerror(errno.ENOSPC) in said
-        assert not list(work.folder.glob("scratch/**/*.tmp"))
+        assert not list(work.folder.glob("checkpoints/**/*.tmp"))
         starved = work.outputs()
-        assert work.run("--fresh") == (0, mock.ANY)
+        assert work.run("--no-resume") == (0, mock.ANY)
         assert work.outputs() == starved
 
     def test_the_deterministic_switch_changes_nothing_on_a_cpu(self, work):
@@ -255,7 +277,7 @@ class TestOneStage:
         wanted = work.outputs()
         code, said = work.run("--deterministic")
         assert code == 0, said
-        assert "going on" not in said
+        assert "resuming" not in said
         assert work.outputs() == wanted
 
 
@@ -265,33 +287,22 @@ def test_dvc_repro_goes_on_after_a_kill(project, tmp_path):
     shutil.copytree(project, folder)
     change(folder / "params.yaml", {"train_vae.seed": 5})
     assert run_in(folder, sys.executable, "-m", "stages.train_vae", "--out", str(tmp_path / "out")).returncode == 0
-    shutil.rmtree(folder / "scratch")
-    env = os.environ | {"PYTHONPATH": str(folder), "LDM_SAVE_EVERY": "0", "DVC_NO_ANALYTICS": "1"}
-    dvc = subprocess.Popen(["dvc", "repro", "train_vae"], cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not list(folder.glob("scratch/train_vae/*/*.safetensors")):
+    shutil.rmtree(folder / "checkpoints")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = os.environ | {"PATH": path, "PYTHONPATH": str(folder), "LDM_SAVE_EVERY": "0", "DVC_NO_ANALYTICS": "1"}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    dvc = subprocess.Popen(["dvc", "repro", "train_vae"], cwd=folder, env=env, **quiet)
+    while not list(folder.glob("checkpoints/train_vae/*/[0-9]*.safetensors")):
         assert dvc.poll() is None
         time.sleep(0.01)
-    stage = psutil.Process(dvc.pid).children(recursive=True)
-    for process in [dvc, *stage]:  # DVC first: at the end of a stage it rewrites its own lock file, which is not atomic
-        process.kill()
+    os.killpg(dvc.pid, signal.SIGKILL)
     dvc.wait()
     assert not (folder / "artifacts/train_vae/vae.safetensors").exists()
     done = run_in(folder, "dvc", "repro", "train_vae")
     assert done.returncode == 0, done.stderr
-    assert "train_vae: going on from scratch/train_vae/" in done.stderr
+    assert "train_vae: resuming from checkpoints/train_vae/" in done.stderr
     for path in (tmp_path / "out").iterdir():
         assert path.read_bytes() == (folder / "artifacts/train_vae" / path.name).read_bytes(), path.name
-
-
-def test_too_little_space_is_said_before_the_run(tmp_path, capsys):
-    with pytest.raises(InputError, match="MiB of free disk space, but about"):
-        scratch.check_space("train_vae", tmp_path, disk=1 << 60, memory=0, activations=0)
-    with pytest.raises(InputError, match=r"MiB of memory are free, but about \d+ MiB are needed"):
-        scratch.check_space("train_vae", tmp_path, disk=0, memory=1 << 60, activations=0)
-    scratch.check_space("train_vae", tmp_path, disk=1, memory=1, activations=1)
-    assert capsys.readouterr().err == ""
-    scratch.check_space("train_vae", tmp_path, disk=1, memory=1, activations=1 << 60)  # a guess, so the run goes on
-    assert re.fullmatch(r"train_vae: warning: \d+ MiB of memory are free, but perhaps \d+ MiB are needed; .* lower batch_size\n", capsys.readouterr().err)
 
 
 def training(settings: Optimisation) -> Training:
@@ -299,7 +310,9 @@ def training(settings: Optimisation) -> Training:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(50, 2, 5, 5, generator=torch.Generator().manual_seed(2))
-    network = nn.Sequential(nn.Conv2d(2, 16, 3, padding=1), nn.BatchNorm2d(16), nn.Dropout(0.3), nn.ReLU(), nn.Conv2d(16, 2, 3, padding=1))
+    network = nn.Sequential(
+        nn.Conv2d(2, 16, 3, padding=1), nn.BatchNorm2d(16), nn.Dropout(0.3), nn.ReLU(), nn.Conv2d(16, 2, 3, padding=1)
+    )
     network.to(memory_format=torch.channels_last)
     order = Batches(50, 8, generator)
 
@@ -326,7 +339,7 @@ def test_a_restored_training_goes_on_to_the_same_bits(at, tmp_path):
     torch.manual_seed(99)
     second = training(settings)
     torch.manual_seed(77)
-    second.restore(state)
+    second.load_state(state)
     found += [record.loss for record in (second.advance() for _ in range(40 - at)) if record]
     assert found == losses
     for name, tensor in whole.state().items():
@@ -356,7 +369,15 @@ def test_every_flipped_byte_is_noticed(kind, project, tmp_path):
             artifacts.load(broken, kind)
 
 
-SMALL_TRAINING = {"steps": 4, "batch_size": 8, "lr": 0.01, "lr_final": 0.1, "warmup": 1, "betas": [0.9, 0.99], "weight_decay": 0.0}
+SMALL_TRAINING = {
+    "steps": 4,
+    "batch_size": 8,
+    "lr": 0.01,
+    "lr_final": 0.1,
+    "warmup": 1,
+    "betas": [0.9, 0.99],
+    "weight_decay": 0.0,
+}
 SMALL_TRAINING |= {
     "clip_norm": 1.0,
     "ema_decay": 0.9,
