@@ -48,7 +48,7 @@ def our_unet(peer: str) -> nn.Module:
 
 
 def diffusers_unet() -> nn.Module:
-    from diffusers import UNet2DModel
+    from diffusers import UNet2DModel  # a peer: only where it is timed
 
     unet: Any = UNet2DModel(
         sample_size=SIZE,
@@ -65,7 +65,7 @@ def diffusers_unet() -> nn.Module:
 
 
 def denoising_diffusion_pytorch_unet() -> nn.Module:
-    from denoising_diffusion_pytorch import Unet
+    from denoising_diffusion_pytorch import Unet  # a peer: only where it is timed
 
     return Unet(dim=32, dim_mults=(1, 2), channels=CHANNELS)
 
@@ -104,7 +104,7 @@ class Side:
 
     def loader(self) -> Iterator[Tensor]:
         """What a tutorial reads its batches with, for ever."""
-        from torch.utils.data import DataLoader, TensorDataset
+        from torch.utils.data import DataLoader, TensorDataset  # the peers read by it
 
         data = DataLoader(TensorDataset(self.latents), self.batch_size, shuffle=True, drop_last=True)
         while True:
@@ -164,8 +164,8 @@ class Diffusers(Side):
     samplers = ("ddim", "dpmpp_2m")
 
     def prepare(self, peer: str) -> None:
-        from diffusers import DDPMScheduler
-        from diffusers.training_utils import EMAModel
+        from diffusers import DDPMScheduler  # a peer: only where it is timed
+        from diffusers.training_utils import EMAModel  # a peer: only where it is timed
 
         self.network = diffusers_unet().to(self.device)
         self.scheduler: Any = DDPMScheduler(num_train_timesteps=1000)
@@ -188,7 +188,7 @@ class Diffusers(Side):
 
     @torch.no_grad()
     def draw(self, sampler: str, n: int, evaluations: int) -> Tensor:
-        from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+        from diffusers import DDIMScheduler, DPMSolverMultistepScheduler  # a peer: only where it is timed
 
         kind: Any = {"ddim": DDIMScheduler, "dpmpp_2m": DPMSolverMultistepScheduler}[sampler]
         scheduler = kind(num_train_timesteps=1000)
@@ -206,8 +206,8 @@ class DenoisingDiffusionPyTorch(Side):
     samplers = ("ddim",)
 
     def prepare(self, peer: str) -> None:
-        from denoising_diffusion_pytorch import GaussianDiffusion
-        from ema_pytorch import EMA
+        from denoising_diffusion_pytorch import GaussianDiffusion  # a peer: only where it is timed
+        from ema_pytorch import EMA  # a peer: only where it is timed
 
         unet = denoising_diffusion_pytorch_unet()
         diffusion = GaussianDiffusion(unet, image_size=SIZE, sampling_timesteps=250, auto_normalize=False)
