@@ -23,7 +23,8 @@ from pathlib import Path
 name, listed = sys.argv[1:3]
 sys.argv[:] = [name, *sys.argv[3:]]
 importlib.import_module(f"stages.{name}").main()
-files = {Path(m.__file__).resolve() for m in list(sys.modules.values()) if getattr(m, "__file__", None)}
+named = [Path(m.__file__) for m in list(sys.modules.values()) if getattr(m, "__file__", None)]
+files = {path.resolve() for path in named if path.is_absolute() or path.exists()}  # torch has modules without a file
 Path(listed).write_text("\\n".join(map(str, files)))
 """
 

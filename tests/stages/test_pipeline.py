@@ -40,7 +40,7 @@ def unchanged(project, tmp_path_factory) -> Path:
 def stages_to_run(folder: Path) -> set[str]:
     """The stages that `dvc repro` would run whatever the others' new outputs are."""
     with Repo(str(folder)) as repo:
-        return set(repo.status(targets=[str(folder / "dvc.yaml")]))
+        return {name.rpartition(":")[2] for name in repo.status(targets=[str(folder / "dvc.yaml")])}
 
 
 def load(folder: Path, stage: str, kind: str) -> artifacts.Artifact:
