@@ -30,7 +30,9 @@ def rank() -> int:
 def check_divides(batch_size: int, processes: int) -> None:
     """Raises: InputError unless the processes can have equal slices of a batch."""
     if batch_size % processes:
-        raise InputError(f"batch_size {batch_size} is not divisible by {processes} processes; choose a multiple")
+        raise InputError(
+            f"batch_size {batch_size} is not divisible by {processes} processes; use a multiple of {processes}"
+        )
 
 
 def local_slice(batch_size: int) -> slice:
@@ -55,7 +57,9 @@ def data_parallel(network: nn.Module, loss: Callable[[], Tensor]) -> Callable[[]
         return loss
     for name, module in network.named_modules():
         if isinstance(module, nn.Dropout) and module.p > 0:
-            raise InputError(f"dropout {module.p:g} ({name}) differs between processes; set it to 0, or train in one")
+            raise InputError(
+                f"dropout {module.p:g} ({name}) differs between processes; set it to 0, or use one process"
+            )
     # looking for unused parameters keeps gradients in place in their buckets, so a resumed run adds in the same order
     return DistributedDataParallel(_Loss(network, loss), gradient_as_bucket_view=True, find_unused_parameters=True)
 

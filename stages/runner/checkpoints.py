@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -73,7 +74,7 @@ class Checkpoints:
 
     def __init__(self, run: Run[Any]) -> None:
         self.run, self.rank = run, training.distributed.rank()
-        facts = facts_of(run)
+        self.facts = facts = facts_of(run)
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = FOLDER / run.name / key
         self.prefix = f"process{self.rank}-" if self.rank else ""
@@ -81,8 +82,7 @@ class Checkpoints:
         self._saved = time.monotonic()
         if not self.rank:
             self._look_at_others(facts)
-            artifacts.write_atomic(self.folder / "facts.json", json.dumps(facts).encode())
-        for stray in self.folder.glob(f".{self.prefix}[0-9]*.tmp"):
+        for stray in self.folder.glob(f".{self.prefix or '[!p]'}*.tmp"):
             stray.unlink(missing_ok=True)
         for path in self._paths() if not run.resume else ():
             path.unlink()
@@ -107,6 +107,8 @@ class Checkpoints:
     def save(self, number: int, tensors: dict[str, Tensor]) -> None:
         """Keep a state, the last two in all. A full disk costs no more than this state."""
         try:
+            if not self.rank and not (self.folder / "facts.json").exists():
+                artifacts.write_atomic(self.folder / "facts.json", json.dumps(self.facts).encode())
             path = self.folder / f"{self.prefix}{number:09d}.safetensors"
             artifacts.save(path, "state", tensors, {"stage": self.run.name})
             for old in self._paths()[:-STATES]:
@@ -142,8 +144,9 @@ class Checkpoints:
 
         for number in SIGNALS:
             signal.signal(number, stop)
-        if not self.rank:
-            artifacts.write_atomic(self.folder / "finished", b"")
+        with suppress(OSError):  # a full disk costs no more than the mark
+            if not self.rank:
+                artifacts.write_atomic(self.folder / "finished", b"")
 
     def _say(self, message: str) -> None:
         print(f"{self.run.name}: {message}", file=sys.stderr)
