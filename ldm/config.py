@@ -104,7 +104,8 @@ class Registry(Generic[T]):
         if name not in self._options:
             function = self.functions[name]
             arguments = [a for a in signature(function).parameters.values() if a.kind is Parameter.KEYWORD_ONLY]
-            fields: dict[str, Any] = {a.name: (a.annotation, a.default) for a in arguments}
+            defaults = {a.name: ... if a.default is Parameter.empty else a.default for a in arguments}
+            fields: dict[str, Any] = {a.name: (a.annotation, defaults[a.name]) for a in arguments}
             model = create_model(f"{self.name}.{name}", __base__=Section, __doc__=function.__doc__, **fields)
             self._options[name] = model
         return self._options[name]

@@ -1,0 +1,165 @@
+"""tools.new_recipe: a user's own images, and other changes of the pipeline, without a line of Python."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import copy_project, run_in
+from PIL import Image
+
+from ldm import artifacts, images
+from stages.runner import read_yaml
+
+pytestmark = pytest.mark.slow
+FASHION = "recipes/fashion_ddpm"
+GIT = ["git", "-c", "user.name=x", "-c", "user.email=x@example.org"]
+
+
+def settings_of(*settings: str) -> list[str]:
+    return [argument for setting in settings for argument in ("--set", setting)]
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory) -> Path:
+    """A small copy of the project, without results."""
+    folder = copy_project(tmp_path_factory.mktemp("new_recipe") / "project")
+    for file in folder.glob("recipes/*/dvc.lock"):
+        file.unlink()
+    return folder
+
+
+def draw_images(root: Path, n: int) -> None:
+    """Coloured images of 16 × 12 pixels in three classes: bars of three directions, with noise."""
+    rng = np.random.default_rng(0)
+    for i in range(n):
+        image = rng.integers(0, 60, (16, 12, 3))
+        at = rng.integers(2, 10)
+        match i % 3:
+            case 0:
+                image[:, at] += 150
+            case 1:
+                image[at + 2, :, 0] += 180
+            case 2:
+                image[np.arange(12), np.arange(12), 2] += 180
+        (root / "abc"[i % 3]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.astype(np.uint8)).save(root / "abc"[i % 3] / f"{i}.png")
+
+
+def new_recipe(copy: Path, folder: str, *arguments: str):
+    return run_in(copy, sys.executable, "-m", "tools.new_recipe", folder, *arguments)
+
+
+def test_a_recipe_for_a_folder_of_images(copy, tmp_path):
+    """As docs/recipes.md says: no Python, a few lines of YAML."""
+    draw_images(tmp_path / "bars", 700)
+    settings = ["prepare_data.dataset=folder", "prepare_data.source=auto", f"prepare_data.root={tmp_path / 'bars'}"]
+    settings += ["prepare_data.limit=0", "evaluate.n=140", "memorisation.n=140", "sample.n=140"]
+    settings += [f"train_{name}.optimisation.steps=10" for name in ("classifier", "second_classifier", "vae")]
+    done = new_recipe(copy, "recipes/bars", *settings_of(*settings))
+    assert done.returncode == 0, done.stderr
+    before, after = (flat(read_yaml(path)) for path in (copy / "params.yaml", copy / "recipes/bars/params.yaml"))
+    assert before.keys() <= after.keys()
+    changed = {key for key in after if after[key] != before.get(key)}
+    assert changed == {setting.partition("=")[0] for setting in settings}
+    done = run_in(copy, "dvc", "repro", "recipes/bars/dvc.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = copy / "recipes/bars"
+    row = json.loads((folder / "artifacts/metrics/diffusion.json").read_text())
+    assert (row["data"], row["n"]) == ("bars", 140)
+    generated = artifacts.load(folder / "artifacts/decode/generated.safetensors", "generated")["images"]
+    assert generated.shape == (140, 3, 16, 12)
+    with Image.open(folder / "artifacts/decode/grid.png") as grid:
+        assert np.array_equal(np.asarray(grid)[::2, ::2], images.tile(generated[:200], 20))
+    experiments_work(copy, folder)
+
+
+def experiments_work(copy: Path, folder: Path) -> None:
+    """`dvc exp run -S`, `dvc metrics diff` and `dvc plots diff` in the recipe's folder."""
+    for line in (("add", "-A"), ("commit", "-qm", "Start")):
+        assert run_in(copy, *GIT, *line).returncode == 0
+    settings = ["-S", "++memorisation.percentile=2.0", "-S", "memorisation.seed=1"]  # params.yaml leaves out the first
+    done = run_in(folder, "dvc", "exp", "run", *settings, PYTHONPATH=str(copy))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Running stage 'memorisation'" in done.stdout
+    assert done.stdout.count("Running stage") == 1
+    found = read_yaml(folder / "params.yaml")
+    assert found["memorisation"] == {"seed": 1, "n": 140, "percentile": 2.0}
+    refused = run_in(folder, "dvc", "exp", "run", "-S", "evaluate.kid_size=9", PYTHONPATH=str(copy))
+    assert refused.returncode != 0
+    assert "not in struct" in refused.stderr
+    assert "percentile" in run_in(folder, "dvc", "metrics", "diff").stdout
+    assert run_in(folder, "dvc", "plots", "diff").returncode == 0
+
+
+def flat(values: dict, prefix: str = "") -> dict[str, object]:
+    """Dotted key → value."""
+    items = [flat(v, f"{prefix}{k}.") if isinstance(v, dict) else {f"{prefix}{k}": v} for k, v in values.items()]
+    return {key: value for part in items for key, value in part.items()}
+
+
+def test_a_recipe_takes_parameters_that_the_pipeline_leaves_out(copy):
+    settings = settings_of("train_diffusion.optimisation.compile=true", "train_vae.optimisation.muon_lr=0.01")
+    done = new_recipe(copy, "recipes/compiled", *settings)
+    assert done.returncode == 0, done.stderr
+    found = read_yaml(copy / "recipes/compiled/params.yaml")
+    assert found["train_diffusion"]["optimisation"]["compile"] is True
+    assert found["train_vae"]["optimisation"]["muon_lr"] == 0.01
+
+
+def test_a_recipe_without_an_autoencoder_is_that_of_pixels(copy):
+    """It has the stages and the outputs of fashion_ddpm, but for the figure that this has beside them."""
+    done = new_recipe(copy, "recipes/pixels", "--without", "train_vae")
+    assert done.returncode == 0, done.stderr
+    own, other = (read_yaml(copy / folder / "dvc.yaml")["stages"] for folder in ("recipes/pixels", FASHION))
+    del other["draw_schedules"]
+    assert list(own) == list(other)
+    for name, entry in own.items():
+        moved = json.loads(json.dumps(entry).replace("recipes/pixels", FASHION))
+        for key in ("cmd", "wdir", "params"):
+            assert moved[key] == other[name][key], name
+        assert sorted(map(str, moved["outs"])) == sorted(map(str, other[name]["outs"])), name
+        read, expected = (
+            {dep for dep in deps if "artifacts" in Path(dep).parts} for deps in (moved["deps"], other[name]["deps"])
+        )
+        assert read == expected, name
+    assert run_in(copy, "dvc", "stage", "list", "recipes/pixels/dvc.yaml").returncode == 0
+
+
+def test_a_recipe_from_another_is_the_same_in_its_own_folder(copy):
+    done = new_recipe(copy, "recipes/clothes", "--from", FASHION, "--set", "train_diffusion.prediction=x0")
+    assert done.returncode == 0, done.stderr
+    own, other = (read_yaml(copy / folder / "dvc.yaml") for folder in ("recipes/clothes", FASHION))
+    assert json.loads(json.dumps(own).replace("recipes/clothes", FASHION)) == other
+    assert read_yaml(copy / "recipes/clothes/params.yaml")["train_diffusion"]["prediction"] == "x0"
+    assert run_in(copy, "dvc", "stage", "list", "recipes/clothes/dvc.yaml").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["recipes/toys"], "recipes/toys exists already"),
+        (["elsewhere"], "elsewhere is not a folder in"),
+        (["recipes/a/b"], "recipes/a/b is not a folder in"),
+        (["recipes/x", "--from", "recipes/sweep"], "it has no stage prepare_data"),
+        (["recipes/x", "--without", "sample"], "--without sample: decode needs it"),
+        (["recipes/x", "--without", "evaluate"], "--without evaluate: the table needs it"),
+        (["recipes/x", "--set", "train_second_classifier.classifier=conv"], "'conv' is the first one's"),
+        (["recipes/x", "--without", "nosuch"], "--without nosuch: unknown stage; known are prepare_data"),
+        (["recipes/x", "--set", "sample.stepz=3"], "sample.stepz: unknown parameter; known here are seed"),
+        (
+            ["recipes/x", "--set", "prepare_data.dataset=folder"],
+            "--set prepare_data.dataset=folder: which one? Add --set prepare_data.root=FOLDER",
+        ),
+        (["recipes/x", "--set", "sample.steps=0"], "sample.steps: 0 will not do"),
+        (["recipes/x", "--set", "sampel.steps=3"], "the section 'sampel' is unknown"),
+        (["recipes/x", "--from", "docs"], "docs/params.yaml is missing"),
+    ],
+)
+def test_a_recipe_that_cannot_be(copy, arguments, words):
+    done = new_recipe(copy, *arguments)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (copy / "recipes/x").exists()

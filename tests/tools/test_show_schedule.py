@@ -1,0 +1,50 @@
+"""Schedules, printed and drawn."""
+
+import io
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from conftest import ROOT
+from PIL import Image
+
+from ldm.diffusion import schedules
+from tools.show_schedule import command, figure
+
+BETAS = ["cosine", "linear", "quadratic", "sigmoid"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_schedule_of_the_parameters_is_printed(folder):
+    shown = CliRunner().invoke(command, [])
+    assert shown.exit_code == 0, shown.output
+    lines = shown.stdout.splitlines()
+    assert lines[0] == "rectified_flow"
+    t, alpha_t, sigma_t, snr = map(float, lines[3].split())
+    assert (t, alpha_t, sigma_t) == (0.25, 0.75, 0.25)
+    assert snr == pytest.approx(9)
+    assert lines[-1] == "terminal SNR 0"
+
+
+def test_schedules_are_drawn_side_by_side(folder):
+    arguments = [*BETAS, "--params", str(ROOT / "recipes/fashion_ddpm/params.yaml"), "--out", "schedules.png"]
+    shown = CliRunner().invoke(command, arguments)
+    assert shown.exit_code == 0, shown.output
+    assert [line for line in shown.stdout.splitlines() if line in schedules.functions] == BETAS
+    drawn = (folder / "schedules.png").read_bytes()
+    chosen = {name: schedules.build(name) for name in BETAS}
+    assert drawn == figure(chosen)
+    assert drawn != figure(chosen | {"sigmoid": schedules.build("sigmoid", {"beta_end": 0.1})})
+    with Image.open(io.BytesIO(drawn)) as file:
+        picture = np.asarray(file.convert("RGB"))
+    assert (picture == 255).all(-1).mean() > 0.7  # the ground
+    for colour in ((0x1F, 0x77, 0xB4), (0xFF, 0x7F, 0x0E), (0x2C, 0xA0, 0x2C), (0xD6, 0x27, 0x28)):
+        assert (picture == colour).all(-1).sum() > 50  # a line
