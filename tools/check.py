@@ -6,6 +6,7 @@ python -m tools.check --recipe recipes/x    the parameters of a recipe alone
 python -m tools.check --clean               remove the checkpoints of interrupted runs
 """
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from importlib import import_module
@@ -30,7 +31,7 @@ def check_parameters(recipe: Path) -> None:
     """Raises: InputError for the first thing that is wrong in the parameters of a pipeline."""
     path, stages, sections = recipe / PARAMS, read_yaml(recipe / DAG)["stages"], read_yaml(recipe / PARAMS)
     names = [name for name in stages if (ROOT / "stages" / f"{name}.py").exists()]
-    for name in sorted(sections.keys() ^ set(names)):
+    for name in sorted(sections.keys() ^ set(names), key=str):
         problem = "unknown" if name in sections else "missing"
         raise InputError(f"{path}: the section {name!r} is {problem}; wanted are {', '.join(names)}")
     configs: dict[str, Any] = {name: stage_config(name).parse(sections[name], f"{path}: {name}") for name in names}
@@ -64,7 +65,7 @@ def changed_stages() -> dict[str, list[tuple[str, str]]]:
     from dvc.repo import Repo  # takes a second to import, for which --help should not wait
 
     changed: dict[str, list[tuple[str, str]]] = {}
-    with Repo(str(ROOT)) as repo:
+    with contextlib.chdir(ROOT), Repo() as repo:  # DVC names stages from where it stands
         for stage, changes in repo.status().items():
             groups = [group for change in changes if isinstance(change, dict) for group in change.values()]
             changed[stage] = [(change, "") for change in changes if isinstance(change, str)]

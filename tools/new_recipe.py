@@ -56,9 +56,13 @@ def relocated(dag: dict[str, Any], source: str, target: str) -> dict[str, Any]:
         return f"{target}/artifacts/{value.removeprefix(data)}" if value.startswith(data) else value
 
     for name, entry in dag["stages"].items():
-        entry["cmd"] = f"{entry['cmd'].replace(f' --recipe {source}', '')} --recipe {target}"
         entry["deps"], entry["outs"] = [move(dep) for dep in entry["deps"]], [move(out) for out in entry["outs"]]
-        entry |= {"params": [{f"{target}/{PARAMS}": [name]}], "wdir": "../.."}
+        if source == ".":
+            entry |= {"cmd": f"{entry['cmd']} --recipe {target}", "wdir": "../.."}
+            entry["params"] = [{f"{target}/{PARAMS}": [name]}]
+        else:
+            entry["cmd"] = entry["cmd"].replace(source, target)
+            entry["params"] = [{f"{target}/{PARAMS}": keys} for params in entry["params"] for keys in params.values()]
     dag.pop("artifacts", None)
     return dag
 

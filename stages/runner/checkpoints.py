@@ -84,8 +84,8 @@ class Checkpoints:
             self._look_at_others(facts)
         for stray in self.folder.glob(f".{self.prefix or '[!p]'}*.tmp"):
             stray.unlink(missing_ok=True)
-        for path in self._paths() if not run.resume else ():
-            path.unlink()
+        for path in [*self._paths(), self.folder / "finished"] if not run.resume else ():
+            path.unlink(missing_ok=True)
         for number in SIGNALS:
             signal.signal(number, self._note)
 

@@ -18,7 +18,7 @@ from ldm import InputError, Interrupted
 from ldm.lazy import torch
 from stages.runner import processes
 from stages.runner.checkpoints import SIGNALS
-from stages.runner.parameters import PARAMS, parameter_rows, read_section, with_settings
+from stages.runner.parameters import PARAMS, parameter_rows, read_section, read_yaml, with_settings
 from stages.runner.run import C, Run, files_of
 
 Compute = Callable[[Run[C]], None]
@@ -41,10 +41,11 @@ def stage(
         def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
             given = defaults | {key: value for key, value in ctx.params.items() if value is not None}
             path = given.get("params", given["recipe"] / PARAMS)
+            values = read_yaml(path).get(given["section"], {}) if path.exists() else {}
+            rows = parameter_rows(config, values) or [("none", "this stage has no parameters")]
             formatter.write_paragraph()
             with formatter.section(f"Parameters (section {given['section']} of {path})"):
-                values = read_section(path, given["section"]) if path.exists() else {}
-                formatter.write_dl(parameter_rows(config, values))
+                formatter.write_dl(rows)
 
     @click.command(help=doc, cls=Command)
     @_option(

@@ -167,8 +167,8 @@ def test_states_older_than_a_week_are_removed(here):
 
 def test_a_long_run_is_as_old_as_its_last_state(here):
     long = checkpoints.Checkpoints(run_of(Config(seed=1)))
-    os.utime(long.folder / "facts.json", (time.time() - 20 * 86400,) * 2)
     long.save(1, STATE)
+    os.utime(long.folder / "facts.json", (time.time() - 20 * 86400,) * 2)
     checkpoints.Checkpoints(run_of(Config()))
     assert long.folder.exists()
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, run_in
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save as format_tensors
 
@@ -158,6 +158,8 @@ def test_any_text_as_params(folder, monkeypatch, capsys):
 
     @settings(max_examples=300, **COMMON)
     @given(text=st.text(max_size=200) | st.binary(max_size=200) | attack)
+    @example(text="? ")  # a key that is no text
+    @example(text="1: 2\na: 3\n")
     def one(text):
         raw = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
         (folder / "params.yaml").write_bytes(raw)
