@@ -75,7 +75,7 @@ def test_missing_packages_are_named_in_one_line(checkout, place):
 
 def test_it_asks_for_every_package_that_a_stage_imports():
     """The declared ones, by the names that they are imported by."""
-    match = re.search(r'wanted = "(.*?)"', (ROOT / "stages/run").read_text())
+    match = re.search(r'wanted = """(.*?)"""', (ROOT / "stages/run").read_text(), re.DOTALL)
     assert match
     asked = match[1].split()
     assert [name for name in asked if not find_spec(name)] == []
