@@ -244,11 +244,9 @@ class TestCommittedRun:
     def test_every_stage_is_locked(self):
         assert set(read_yaml(ROOT / "dvc.lock")["stages"]) == set(read_yaml(ROOT / "dvc.yaml")["stages"])
 
-    @pytest.mark.xfail(strict=True, reason="the pipeline has not been run anew since the code moved into rooms")
     def test_nothing_is_stale(self):
         assert [line for line in stale_results() if not line.startswith(("recipes/", "bench/"))] == []
 
-    @pytest.mark.xfail(strict=True, reason="the pipeline has not been run anew since the code moved into rooms")
     def test_figures_and_metrics_are_committed(self):
         """What DVC does not cache, git holds; the tensors it does not."""
         listed = subprocess.run(
