@@ -58,7 +58,7 @@ def fields(denoiser: Denoiser, sigmas: Tensor, dimensions: int) -> bytes:
             unit = (level.alpha_t**2 + level.sigma_t**2).sqrt()[0]  # x_t = unit · grid
             score = scaled * unit / (level.sigma_t[0] ** 2)
             _field(axes[1][column], grid, -schedule.reverse_drift(unit * grid, level.t, score) / unit)
-    below = "; below, the drift of the reverse SDE" if rows > 1 else ""
+    below = "; below, the drift of the reverse SDE, back in time" if rows > 1 else ""
     figure.suptitle(f"learnt score, times σ̄² / √(1 + σ̄²){below}")
     return png_of(figure)
 
