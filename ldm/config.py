@@ -58,7 +58,7 @@ class Section(BaseModel):
         """Every choice that the section makes can be built, and every table of options is one of known names."""
         for word, registry in choices_of(type(self)).items():
             for name, options in getattr(self, registry.name).items():
-                registry.parse(name, options)
+                registry.build(name, options)
             self.build(word)
         return self
 
@@ -93,6 +93,8 @@ class Registry(Generic[T]):
 
     def register(self, function: F) -> F:
         """Add a function under its own name; a decorator, which returns the function as it was."""
+        if function.__name__ in self.functions:
+            raise ValueError(f"{function.__name__!r} is there already among the {self.name}")
         self.functions[function.__name__] = function
         return function
 

@@ -53,6 +53,11 @@ def differences(before: Path, after: Path) -> list[str]:
 @click.argument("revision")
 @click.option("--commit", is_flag=True, help="Where nothing differs: dvc commit -f of the pipeline's stages.")
 def command(revision: str, commit: bool) -> None:
+    for stage, changes in changed_stages().items() if commit else ():
+        for path, state in changes:
+            if path.startswith("artifacts/"):  # of the pipeline: its outputs, which are the inputs of others
+                problem = f"{path} is {state or 'changed'}, not that of dvc.lock"
+                raise InputError(f"{stage}: {problem}; run 'dvc checkout' first")
     with tempfile.TemporaryDirectory() as folder:
         checkout = Path(folder) / "checkout"
         added = run_in(ROOT, "git", "worktree", "add", "--detach", str(checkout), revision)
@@ -70,12 +75,6 @@ def command(revision: str, commit: bool) -> None:
     click.echo(f"every output of the small pipeline is that of {revision}")
     if not commit:
         return
-    for stage, changes in changed_stages().items():
-        for path, state in changes:
-            if path.startswith("artifacts/"):  # of the pipeline: its outputs, which are the inputs of others
-                raise InputError(
-                    f"{stage}: {path} is {state or 'changed'}, not that of dvc.lock; run 'dvc checkout' first"
-                )
     done = run_in(ROOT, "dvc", "commit", "--force", "dvc.yaml")
     if done.returncode:
         raise InputError(f"dvc commit failed: {done.stderr.strip().splitlines()[-1]}")

@@ -20,29 +20,29 @@ class Denoiser:
     it was trained on classes; its output is F (see `ldm.diffusion.prediction`).
     """
 
-    shape: tuple[int, ...] = ()  # of a sample, (C, h, w), where it was built from a configuration
-    device: str = "cpu"
-
     def __init__(
-        self, network: Module, schedule: Schedule, prediction: Prediction, class_sizes: Sequence[int] = ()
+        self,
+        network: Module,
+        schedule: Schedule,
+        prediction: Prediction,
+        shape: Sequence[int] = (),
+        class_sizes: Sequence[int] = (),
     ) -> None:
-        """class_sizes: the training images of each class; none for a network without labels.
+        """shape: of a sample, (C, h, w). class_sizes: the training images of each class; none without labels.
 
         Raises: InputError where the prediction cannot be inverted at the schedule's start.
         """
         if schedule.alpha_t(torch.ones(1)) == 0 and not invertible_without_signal(prediction):
             raise InputError("at alpha = 0 this prediction says nothing of x0; choose x0, v, flow or edm")
         self.network, self.schedule, self.prediction = network, schedule, prediction
-        self.class_sizes = list(class_sizes)
+        self.shape, self.class_sizes = tuple(shape), list(class_sizes)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], shape: Sequence[int], class_sizes: Sequence[int] = ()) -> Denoiser:
         """Build from a resolved `train_diffusion` section, for samples (C, h, w). Weights are random."""
         schedule, build = schedules.chosen(config, "schedule"), networks.chosen(config, "network")
         network = build(tuple(shape), classes=len(class_sizes)) if class_sizes else build(tuple(shape))
-        denoiser = cls(network, schedule, predictions.chosen(config, "prediction"), class_sizes)
-        denoiser.shape = tuple(shape)
-        return denoiser
+        return cls(network, schedule, predictions.chosen(config, "prediction"), shape, class_sizes)
 
     @classmethod
     def from_artifact(cls, artifact: Artifact, device: str = "cpu") -> Denoiser:
@@ -50,9 +50,13 @@ class Denoiser:
         sizes = _class_sizes(artifact)
         denoiser = artifact.build(lambda config: cls.from_config(config, config["shape"], sizes))
         artifact.load_into(denoiser.network)
-        denoiser.device = device
         denoiser.network.eval().to(device)
         return denoiser
+
+    @property
+    def device(self) -> Any:
+        """That of the network's weights."""
+        return next(self.network.parameters()).device
 
     def predict(self, x_t: Tensor, level: Level, labels: Tensor | None = None) -> Tensor:
         """The network's output F. x_t: (B, C, h, w) of any float type; level, labels: (B,); returns float32."""

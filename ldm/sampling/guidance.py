@@ -18,8 +18,7 @@ class Guided:
 
     def __init__(self, main: Denoiser, guide: Denoiser, *, weight: float, sigma_min: float, sigma_max: float) -> None:
         self.main, self.guide, self.weight, self.interval = main, guide, weight, (sigma_min, sigma_max)
-        self.schedule, self.class_sizes = main.schedule, main.class_sizes
-        self.shape, self.device = main.shape, main.device
+        self.schedule, self.shape, self.class_sizes = main.schedule, main.shape, main.class_sizes
 
     @classmethod
     def from_artifacts(cls, denoiser: Artifact, guide: Artifact, *, device: str, **guidance: float) -> Guided:

@@ -101,7 +101,7 @@ def sample_batches(
     """
     denoiser.check_label(label)
     for indices in batches:
-        streams = Streams(seed, indices, denoiser.shape, denoiser.device)
+        streams = Streams(seed, indices, denoiser.shape, denoiser.main.device)
         labels = draw_labels(streams, denoiser.class_sizes, label)
         frames = []
         for x_t in states(denoiser, sampler, sigmas, streams, labels):

@@ -1,12 +1,12 @@
 """The registries of choices: names, options from signatures, and what is refused."""
 
-from typing import get_origin
+from typing import Any, get_origin
 
 import pytest
 import torch
 from conftest import ROOT
 
-from ldm.config import Fraction, Positive, Registry
+from ldm.config import Fraction, Options, Positive, Registry, Section, choice
 from ldm.data.toys import toys
 from ldm.diffusion import penalties, predictions, schedules, timestep_samplings, weightings
 from ldm.errors import InputError
@@ -70,6 +70,25 @@ def test_every_option_has_a_type_and_a_meaning(registry, name):
             registry.parse(name, {option: {"of": "another type"}})
         assert len(str(caught.value).splitlines()) == 1
         assert str(caught.value).startswith(f"{registry.name}.{name}.{option}: ")
+
+
+def test_a_name_is_given_once():
+    registry: Registry[Any] = Registry("verbs")
+
+    def twice() -> None: ...
+
+    registry.register(twice)
+    with pytest.raises(ValueError, match="'twice' is there already among the verbs"):
+        registry.register(twice)
+
+
+def test_options_of_a_choice_that_was_not_made_must_fit_together_too():
+    class Chosen(Section):
+        schedule: str = choice(schedules)
+        schedules: Options
+
+    with pytest.raises(InputError, match="sigma_min 5 must be below sigma_max 1"):
+        Chosen.parse({"schedule": "cosine", "schedules": {"karras": {"sigma_min": 5.0, "sigma_max": 1.0}}}, "here")
 
 
 @pytest.mark.parametrize(("registry", "name"), EVERY)

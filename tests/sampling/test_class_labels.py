@@ -92,7 +92,7 @@ def test_guidance_gives_both_networks_the_same_classes():
         return x
 
     schedule, prediction = schedules.build("rectified_flow"), predictions.build("flow")
-    main, guide = (Denoiser(network, schedule, prediction, (5, 5, 5)) for _ in range(2))
+    main, guide = (Denoiser(network, schedule, prediction, class_sizes=(5, 5, 5)) for _ in range(2))
     both = Guided(main, guide, weight=2.0, sigma_min=0.0, sigma_max=10.0)
     both(torch.randn(3, 1, 4, 4), torch.tensor(0.5), torch.tensor([2, 0, 1]))
     assert seen == [[2, 0, 1], [2, 0, 1]]

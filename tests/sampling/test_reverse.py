@@ -108,8 +108,7 @@ class OfClasses(nn.Module):
 
 def guided(*class_sizes: int) -> Guided:
     schedule, prediction = schedules.build("rectified_flow"), predictions.build("flow")
-    main, guide = (Denoiser(OfClasses(seed), schedule, prediction, class_sizes) for seed in (0, 1))
-    main.shape = guide.shape = (2, 4, 4)
+    main, guide = (Denoiser(OfClasses(seed), schedule, prediction, (2, 4, 4), class_sizes) for seed in (0, 1))
     return Guided(main, guide, weight=1.5, sigma_min=0.1, sigma_max=10.0)
 
 
