@@ -26,13 +26,19 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         angles = t[:, None] * self.frequencies
         h = torch.cat([x.flatten(1), angles.cos(), angles.sin()], 1)
+        if self.experts == 1:
+            return self._through(h[None])[0].view_as(x)
         expert = ((t * self.experts - 0.01).ceil().long() - 1).clamp(0, self.experts - 1)  # i / T belongs to expert i
         slot = position_in_group(expert, self.experts)
         rows = h.new_zeros(self.experts, int(slot.max()) + 1, h.shape[1])
         rows = rows.index_put((expert, slot), h)  # (experts, rows, in)
+        return self._through(rows)[expert, slot].view_as(x)
+
+    def _through(self, rows: Tensor) -> Tensor:
+        """(experts, rows, in) → (experts, rows, out)."""
         for layer in self.layers[:-1]:
             rows = nnf.silu(layer(rows))
-        return self.layers[-1](rows)[expert, slot].view_as(x)
+        return self.layers[-1](rows)
 
 
 def position_in_group(group: Tensor, count: int) -> Tensor:

@@ -39,6 +39,7 @@ def unet(
     attention: Literal["none", "linear"] = "none",
     resampling: Literal["learned", "fixed"] = "learned",
     embedding: EvenFrom4 = 512,
+    norm: Literal["group", "layer"] = "group",
     groups: Count = 32,
     heads: Count = 1,
     dropout: Rate = 0.0,
@@ -56,6 +57,7 @@ def unet(
     attention: attention after each block; the middle always has full self-attention
     resampling: between resolutions, convolutions (learned), or averages and repetition alone (fixed)
     embedding: width of the time embedding
+    norm: group norm, with weights; or layer norm over the channels of each place, without weights, which is faster
     groups: groups of the group norm; must divide the channels at every resolution
     heads: attention heads; must divide the channels at every resolution that has attention
     dropout: dropout rate inside the residual blocks
@@ -63,7 +65,7 @@ def unet(
     options = SimpleNamespace(**locals())
     channels = [width * multiplier for multiplier in multipliers]
     for multiplier, count in zip(multipliers, channels, strict=True):
-        if count < 1 or count % groups:
+        if count < 1 or (norm == "group" and count % groups):
             size = f"width {width} times the multiplier {multiplier} gives {count} channels"
             raise InputError(f"{size}, not a multiple of {groups} groups")
     for count in channels if attention == "linear" else channels[-1:]:

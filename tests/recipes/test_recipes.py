@@ -16,6 +16,7 @@ from ldm.diffusion.chains import Chain
 from ldm.errors import InputError
 from ldm.networks import networks
 from stages.runner import read_yaml
+from stages.train_diffusion import Config
 
 pytestmark = pytest.mark.slow
 FASHION = "recipes/fashion_ddpm"
@@ -26,7 +27,7 @@ EMBEDDED = {"prepare_data.dataset": "mnist", "prepare_data.source": "embedded", 
 OPTIONS: list[dict[str, Any]] = [
     {"networks.unet.block": "convnext", "penalty": "l1", "schedule": "linear"},
     {"networks.unet.attention": "linear", "penalty": "huber", "schedule": "quadratic"},
-    {"networks.unet.resampling": "fixed", "schedule": "sigmoid", "flip": 0.5},
+    {"networks.unet.resampling": "fixed", "networks.unet.norm": "layer", "schedule": "sigmoid", "flip": 0.5},
     {"networks.unet.multipliers": [1, 1, 2], "networks.unet.blocks": 2, "networks.unet.dropout": 0.1}
     | {"prediction": "eps", "weighting": "min_snr"},
 ]
@@ -94,7 +95,8 @@ def test_every_option_trains_on_real_images(pixels, tmp_path, options):
 
 def test_the_options_tried_are_all_that_there_are():
     """Every value of every option of the U-Net that is one of a few, every penalty and every schedule of β."""
-    section = read_yaml(ROOT / FASHION / "params.yaml")["train_diffusion"]
+    values = read_yaml(ROOT / FASHION / "params.yaml")["train_diffusion"]
+    section = Config.parse(values, "train_diffusion").resolved()
 
     def tried(key: str) -> set[Any]:
         default: Any = section
