@@ -50,7 +50,8 @@ class Model:
         sigmas = self._build(spacings, "spacing", spacing)(self.denoiser.schedule, steps)
         batches = split_range(first, n, self.sampling["batch_size"])
         move = self._build(samplers, "sampler", sampler)
-        drawn = sample_batches(self.denoiser, move, sigmas, batches, seed=seed, label=label)
+        precision = self.sampling.get("precision", "fp32")
+        drawn = sample_batches(self.denoiser, move, sigmas, batches, seed=seed, label=label, precision=precision)
         return torch.cat([self.decoder(batch.x) for batch in drawn])
 
     def _build(self, registry: Registry[Any], word: str, choice: Choice) -> Any:

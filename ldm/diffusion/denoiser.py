@@ -76,7 +76,7 @@ class Denoiser:
         At σ̄ = inf (alpha_t = 0) x_t / alpha_t is out of range, and x is the noise eps instead.
         Raises: InputError for a σ̄ that is not positive, or that a discrete chain does not have.
         """
-        level = self.schedule.at_sigma(sigma).expand(len(x), x.device)
+        level = self.schedule.at_sigma(sigma).expand(x)
         scale = level.alpha_t if sigma.isfinite() else level.sigma_t
         return self.x0(broadcast(scale, x) * x, level, labels)
 

@@ -7,7 +7,7 @@ sigma = σ̄ = sigma_t / alpha_t = exp(−half-log-SNR); that serves every sched
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ldm.config import Registry
 from ldm.errors import InputError
@@ -23,9 +23,9 @@ class Level(NamedTuple):
     alpha_t: Tensor
     sigma_t: Tensor
 
-    def expand(self, n: int, device: Any) -> Level:
-        """A scalar level for n samples on a device: each (n,)."""
-        return Level(*(x.to(device).expand(n) for x in self))
+    def expand(self, x: Tensor) -> Level:
+        """A scalar level, on the CPU, for samples x (B, …), on their device, which is not waited for: each (B,)."""
+        return Level(*(x.new_full((len(x),), value.item(), dtype=torch.float64) for value in self))
 
 
 class Schedule(ABC):

@@ -1,42 +1,20 @@
-"""The reverse process: one random stream per sample, the states from noise to data, and batches of samples."""
+"""The reverse process: the states from noise to data, and batches of samples."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
-import numpy as np
-
 from ldm.diffusion import Denoiser
 from ldm.lazy import Tensor, torch
+from ldm.precision import Precision, autocast
 from ldm.sampling.guidance import Guided
 from ldm.sampling.levels import check_sigmas
+from ldm.sampling.noise import Streams
 from ldm.sampling.samplers import Noise, Sampler
 
 Batches = Iterable[Sequence[int]]  # of indices
 Label = int | None
-
-
-class Streams:
-    """One random stream per sample, from (seed, index): the batch never changes a sample.
-
-    Each call returns the next standard normal draw of every stream, (B, *shape) in float64, drawn on the CPU so that
-    all devices see the same noise.
-    """
-
-    def __init__(self, seed: int, indices: Sequence[int], shape: Sequence[int], device: str = "cpu") -> None:
-        self._streams = [np.random.Generator(np.random.Philox(key=[seed, index])) for index in indices]
-        self._shape, self._device = tuple(shape), device
-
-    def __call__(self) -> Tensor:
-        draws = np.stack([stream.standard_normal(self._shape) for stream in self._streams])
-        return torch.from_numpy(draws).to(self._device)
-
-    def labels(self, class_sizes: Sequence[int]) -> Tensor:
-        """One class per stream, in proportion to the sizes of the classes: (B,) indices."""
-        cumulative = np.cumsum(class_sizes) / np.sum(class_sizes)
-        draws = np.array([stream.random() for stream in self._streams])
-        return torch.from_numpy(np.searchsorted(cumulative, draws, side="right")).to(self._device)
 
 
 def draw_labels(streams: Streams, class_sizes: Sequence[int], label: int | None) -> Tensor | None:
@@ -92,21 +70,31 @@ class Samples(NamedTuple):
 
 
 def sample_batches(
-    denoiser: Guided, sampler: Sampler, sigmas: Tensor, batches: Batches, seed: int, label: Label = None, shown: int = 0
+    denoiser: Guided,
+    sampler: Sampler,
+    sigmas: Tensor,
+    batches: Batches,
+    *,
+    seed: int,
+    label: Label = None,
+    shown: int = 0,
+    precision: Precision = "fp32",
 ) -> Iterator[Samples]:
     """Draw samples, one batch of indices after the other.
 
     label: the class of all of them; None: each drawn as often as in training. shown: samples of the first batch whose
-    states are kept. Raises: InputError for a class that the networks were not trained on.
+    states are kept. precision: of the networks; the states are float64. Raises: InputError for a class that the
+    networks were not trained on.
     """
     denoiser.check_label(label)
     for indices in batches:
         streams = Streams(seed, indices, denoiser.shape, denoiser.main.device)
         labels = draw_labels(streams, denoiser.class_sizes, label)
         frames = []
-        for x_t in states(denoiser, sampler, sigmas, streams, labels):
-            if shown:
-                frames.append(x_t[:shown].float().cpu())
+        with autocast(precision, denoiser.main.device.type):
+            for x_t in states(denoiser, sampler, sigmas, streams, labels):
+                if shown:
+                    frames.append(x_t[:shown].float().cpu())
         yield Samples(x_t.float(), labels, torch.stack(frames, 1) if frames else None)
         shown = 0
 

@@ -51,9 +51,10 @@ def compute(run: Run[Config]) -> None:
     sigmas, batches = spacing(denoiser.schedule, steps), split_range(0, config.n, config.batch_size)
     images: list[Tensor] = []
     paces: list[float] = []  # seconds per image
+    draw = partial(sample_batches, denoiser, sampler, sigmas, batches, seed=config.seed, precision=config.precision)
     with torch.inference_mode(), bar(config.n, "img", run.name) as progress:
         begin = time.perf_counter()
-        for batch in sample_batches(denoiser, sampler, sigmas, batches, seed=config.seed):
+        for batch in draw():
             images.append(decoder(batch.x))
             paces.append((time.perf_counter() - begin) / len(batch.x))
             progress.update(len(batch.x))

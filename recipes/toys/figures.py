@@ -54,7 +54,7 @@ def fields(denoiser: Denoiser, sigmas: Tensor, dimensions: int) -> bytes:
         _field(axes[0][column], grid, scaled)
         axes[0][column].set(title=f"σ̄ = {sigma:.2g}")
         if isinstance(schedule, ItoSDE):
-            level = schedule.at_sigma(sigma).expand(len(grid), "cpu")
+            level = schedule.at_sigma(sigma).expand(grid)
             unit = (level.alpha_t**2 + level.sigma_t**2).sqrt()[0]  # x_t = unit · grid
             score = scaled * unit / (level.sigma_t[0] ** 2)
             _field(axes[1][column], grid, -schedule.reverse_drift(unit * grid, level.t, score) / unit)

@@ -1,0 +1,24 @@
+"""The arithmetic that a network computes in: IEEE fp32, or bf16 by autocast."""
+
+from typing import Any, Literal
+
+from ldm.lazy import torch
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+def has_bf16(device_type: str) -> bool:
+    """Whether a cpu, or cuda, multiplies bf16 in units of its own: a property of the machine, never a timing."""
+    if device_type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
+def settled(precision: Precision, device_type: str) -> Precision:
+    """What `auto` is on this machine: bf16 where the device has units for it, else fp32."""
+    return precision if precision != "auto" else "bf16" if has_bf16(device_type) else "fp32"
+
+
+def autocast(precision: Precision, device_type: str) -> Any:
+    """The context in which a network computes in this precision."""
+    return torch.autocast(device_type, torch.bfloat16, enabled=settled(precision, device_type) == "bf16")
