@@ -4,6 +4,7 @@ Every sample has its own random stream, from (seed, index): neither the batch si
 (--set first=17 --set n=1) changes it beyond rounding. Several processes (--processes 2) draw whole batches each.
 """
 
+from functools import partial
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -11,6 +12,7 @@ from pydantic import Field, model_validator
 from ldm import Count, Natural, NonNegative, Options, Positive, Section, Seed, choice, training
 from ldm.diffusion import check_range
 from ldm.lazy import torch
+from ldm.precision import Precision
 from ldm.sampling import Guided, sample_batches, samplers, spacings, split_range, wrong_start
 from stages.runner import Checkpoints, Run, bar, leave, stage, warn
 
@@ -39,6 +41,7 @@ class HowToSample(Section):
     seed: seed of the samples' random streams
     n: number of samples
     batch_size: samples drawn at once
+    precision: arithmetic of the network, as in a training; auto is bf16 where the device multiplies in it, else fp32
     sampler: the sampler
     spacing: where the noise levels of the steps lie
     """
@@ -46,6 +49,7 @@ class HowToSample(Section):
     seed: Seed
     n: Count
     batch_size: Count
+    precision: Precision = "fp32"
     sampler: str = choice(samplers)
     samplers: Options
     spacing: str = choice(spacings)
@@ -80,8 +84,9 @@ def compute(run: Run[Config]) -> None:
     state = checkpoints.latest() or empty
     left = batches[-(-len(state["samples"]) // config.batch_size) :]
     shown = 0 if "trajectory" in state else config.shown
+    draw = partial(sample_batches, denoiser, sampler, sigmas, left, seed=config.seed, precision=config.precision)
     with torch.inference_mode(), bar(config.n, "img", run.name, len(state["samples"])) as progress:
-        for batch in sample_batches(denoiser, sampler, sigmas, left, seed=config.seed, label=config.label, shown=shown):
+        for batch in draw(label=config.label, shown=shown):
             state["samples"] = torch.cat([state["samples"], batch.x.cpu()])
             if batch.labels is not None:
                 state["labels"] = torch.cat([state["labels"], batch.labels.byte().cpu()])

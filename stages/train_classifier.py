@@ -44,8 +44,7 @@ def compute(run: Run[Config], kind: str = "classifier") -> None:
     cross_entropy = torch.nn.functional.cross_entropy
     bounds = {"shift": config.shift, "rotation": config.rotation, "scale": config.scale}
 
-    def loss() -> Tensor:
-        index = next(order)
+    def loss(index: Tensor) -> Tensor:
         batch = networks.classifier.augment(from_uint8(x[index]), generator, **bounds)
         return cross_entropy(classifier(batch), y[index], label_smoothing=config.label_smoothing)
 

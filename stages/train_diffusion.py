@@ -89,8 +89,7 @@ def compute(run: Run[Config]) -> None:
     size = config.optimisation.batch_size
     order, local = training.loop.Batches(len(train.mean), size, generator), training.distributed.local_slice(size)
 
-    def batch_loss() -> Tensor:
-        index = next(order)
+    def batch_loss(index: Tensor) -> Tensor:
         batch, classes = train.at(index), labels["train"][index] if labels else None
         if config.flip:
             mirrored = torch.rand(len(index), generator=generator, device=run.device) < config.flip

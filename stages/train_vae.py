@@ -32,8 +32,7 @@ def compute(run: Run[Config]) -> None:
     local = training.distributed.local_slice(config.optimisation.batch_size)
     latent_shape = vae.encode(from_uint8(train[:1])).mean.shape[1:]
 
-    def loss() -> Tensor:
-        index = next(order)
+    def loss(index: Tensor) -> Tensor:
         eps = torch.randn(len(index), *latent_shape, generator=generator, device=train.device)
         return vaes.vae_loss(vae, from_uint8(train[index[local]]), eps[local], config.kl_weight).mean()
 

@@ -4,13 +4,12 @@ All processes draw the same order and the same noise for the whole batch, and ea
 compute the same run as one, to rounding. Without torchrun there is one process.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ldm.errors import InputError
 
@@ -48,31 +47,22 @@ def local_items(items: Sequence[T]) -> Sequence[T]:
     return items[start:end]
 
 
-def data_parallel(network: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """The loss of a batch, whose gradients are the means over all processes (DistributedDataParallel).
-
-    Raises: InputError where the network draws random numbers of its own.
-    """
-    if world_size() == 1:
-        return loss
-    for name, module in network.named_modules():
+def check_draws_nothing(network: nn.Module) -> None:
+    """Raises: InputError where a network in several processes draws random numbers of its own."""
+    for name, module in network.named_modules() if world_size() > 1 else ():
         if isinstance(module, nn.Dropout) and module.p > 0:
-            raise InputError(
-                f"dropout {module.p:g} ({name}) differs between processes; set it to 0, or use one process"
-            )
-    # looking for unused parameters keeps gradients in place in their buckets, so a resumed run adds in the same order
-    return DistributedDataParallel(_Loss(network, loss), gradient_as_bucket_view=True, find_unused_parameters=True)
+            problem = f"dropout {module.p:g} ({name}) differs between processes"
+            raise InputError(f"{problem}; set it to 0, or use one process")
 
 
-class _Loss(nn.Module):
-    """Whatever of the network the loss calls, it is the forward pass of one module."""
-
-    def __init__(self, network: nn.Module, loss: Callable[[], Tensor]) -> None:
-        super().__init__()
-        self.network, self.loss = network, loss
-
-    def forward(self) -> Tensor:
-        return self.loss()
+def average_gradients(network: nn.Module) -> None:
+    """Give every process the mean of the gradients of all, which are of equal slices of a batch."""
+    if world_size() == 1:
+        return
+    gradients = [weight.grad for weight in network.parameters() if weight.grad is not None]
+    mean = all_reduce_mean(torch.cat([gradient.flatten() for gradient in gradients]))
+    for gradient, part in zip(gradients, mean.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(part.view(gradient.shape))
 
 
 def all_reduce_mean(x: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The training loop that all networks share, whose whole state can be kept and taken up again."""
 
+import copy
 import math
 import os
 import shutil
@@ -9,14 +10,15 @@ from importlib.util import find_spec
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ldm.errors import InputError
+from ldm.precision import autocast
 from ldm.training import distributed
 from ldm.training.muon import Muon
 from ldm.training.settings import Optimisation
 
 State = dict[str, Tensor]
+WARM_UP = 3  # steps before a CUDA graph is recorded
 
 
 @dataclass(frozen=True)
@@ -54,30 +56,39 @@ class Batches:
 
 
 class Training:
-    """Minimise `loss()`, the mean loss of a fresh batch of `order`, by AdamW and Muon; average the weights.
+    """Minimise `loss(index)`, the mean loss of a batch of `order`, by AdamW and Muon; average the weights.
 
     All that a step depends on is in `state()`: given back by `load_state`, the run goes on to the same bits. `loss` may
     draw from the order's generator and from torch's own, and from no other. Under torchrun it is the mean loss of this
     process's slice (`ldm.training.distributed`).
 
-    A step with a non-finite loss or gradient changes neither weights nor buffers; it is counted on the device, so that
-    no step waits for it.
+    A step never waits for the device: a non-finite loss or gradient changes neither weights nor buffers, and is counted
+    there; what changes from step to step (the batch, the learning rates, the weight of the average) is put into tensors
+    there before it. So a step can be recorded as a CUDA graph, and replayed.
     """
 
-    def __init__(self, network: nn.Module, loss: Callable[[], Tensor], settings: Optimisation, order: Batches) -> None:
-        self.network, self.settings, self.order = network, settings, order
+    def __init__(
+        self, network: nn.Module, loss: Callable[[Tensor], Tensor], settings: Optimisation, order: Batches
+    ) -> None:
+        self.network, self.loss, self.settings, self.order = network, loss, settings, order
         self.device = next(network.parameters()).device
         self.optimizers = optimizers(network, settings)
-        self.averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
-        self.averaged.eval()
-        persistent = network.state_dict().keys()
+        self.averaged = copy.deepcopy(network).requires_grad_(False).eval()
+        own, average = network.state_dict(keep_vars=True), self.averaged.state_dict()
+        self.averages = [(average[name], tensor) for name, tensor in own.items()]
         # a forward pass changes the buffers of batch norm
-        self.buffers = [buffer for name, buffer in network.named_buffers() if name in persistent]
+        self.buffers = [tensor for tensor in own.values() if not isinstance(tensor, nn.Parameter)]
         if settings.compile:
             check_compiler(self.device)
             network.compile()
-        self.loss = distributed.data_parallel(network, loss)
+        if settings.capture:
+            check_capture(self.device)
+        distributed.check_draws_nothing(network)
         self.step = 0
+        self.index = torch.empty(order.size, dtype=torch.long, device=self.device)
+        self.average_weight = torch.ones((), device=self.device)
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.seen_by_graph = 0  # steps taken before the graph is recorded
         # on the device: loss summed since the last record; steps skipped so far, since then, in a row, most in a row
         self.sums = torch.zeros(5, device=self.device, dtype=torch.float64)
         self.seen = 0  # steps since the last record
@@ -88,13 +99,26 @@ class Training:
         self.step += 1
         for name, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(settings, self.step, settings.muon_lr if name == "muon" else settings.lr)
+                group["lr"].fill_(
+                    learning_rate(settings, self.step, settings.muon_lr if name == "muon" else settings.lr)
+                )
+        # the first weights are not averaged in
+        self.average_weight.fill_(1 if self.step == 1 else 1 - ramped_decay(settings.ema_decay, self.step - 1))
+        self.index.copy_(next(self.order))
+        self._replay() if settings.capture else self._take()
+        self.seen += 1
+        due = self.step == settings.steps or self.step % settings.record_every == 0
+        return self._record() if due else None
+
+    def _take(self) -> None:
+        """What the device does in a step."""
         before = [buffer.clone() for buffer in self.buffers]
-        with settings.precision.autocast(self.device.type):
-            loss = self.loss()
+        with autocast(self.settings.precision, self.device.type):
+            loss = self.loss(self.index)
         self.network.zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip_norm, foreach=True)
+        distributed.average_gradients(self.network)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_norm, foreach=True)
         loss = distributed.all_reduce_mean(loss.detach())
         good = loss.isfinite() & norm.isfinite()
         for optimizer in self.optimizers.values():
@@ -103,15 +127,40 @@ class Training:
             optimizer.step()
         for buffer, old in zip(self.buffers, before, strict=True):
             buffer.copy_(torch.where(good, buffer, old))
-        self.averaged.multi_avg_fn = get_ema_multi_avg_fn(ramped_decay(settings.ema_decay, self.step - 1))
-        self.averaged.update_parameters(self.network)
+        self._average()
         total, skipped, skipped_lately, row, most = self.sums.unbind()
         row = torch.where(good, 0, row + 1)
         counts = [skipped + ~good, skipped_lately + ~good, row, torch.maximum(most, row)]
-        self.sums = torch.stack([total + torch.where(good, loss, 0), *counts])
-        self.seen += 1
-        due = self.step == settings.steps or self.step % settings.record_every == 0
-        return self._record() if due else None
+        self.sums.copy_(torch.stack([total + torch.where(good, loss, 0), *counts]))
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Move the averages towards the weights; whole numbers are copied."""
+        floats = [pair for pair in self.averages if pair[0].is_floating_point()]
+        averages, now = [average for average, _ in floats], [tensor for _, tensor in floats]
+        distance = torch._foreach_sub(now, averages)
+        torch._foreach_mul_(distance, self.average_weight)
+        torch._foreach_add_(averages, distance)
+        for average, tensor in self.averages:
+            if not average.is_floating_point():
+                average.copy_(tensor)
+
+    def _replay(self) -> None:
+        """`_take` as a CUDA graph, recorded after some steps on a stream of their own, which allocate what it needs."""
+        if self.seen_by_graph < WARM_UP:
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                self._take()
+            torch.cuda.current_stream().wait_stream(stream)
+            self.seen_by_graph += 1
+            return
+        if self.graph is None:
+            self.graph = torch.cuda.CUDAGraph()
+            self.graph.register_generator_state(self.order.generator)
+            with torch.cuda.graph(self.graph):
+                self._take()
+        self.graph.replay()
 
     def _record(self) -> Record:
         total, skipped, skipped_lately, _, most = self.sums.tolist()
@@ -120,9 +169,9 @@ class Training:
             problem = f"{most:.0f} steps in a row, up to step {self.step}, had a non-finite loss or gradient"
             muon = f" or muon_lr (now {settings.muon_lr:g})" if settings.muon_lr else ""
             remedy = f"try a lower lr (now {settings.lr:g}){muon} or a smaller clip_norm (now {settings.clip_norm:g})"
-            raise Diverged(f"{problem}; {remedy}", self.averaged.module)
+            raise Diverged(f"{problem}; {remedy}", self.averaged)
         finite = self.seen - skipped_lately
-        record = Record(self.step, total / finite if finite else math.nan, int(skipped), self.averaged.module)
+        record = Record(self.step, total / finite if finite else math.nan, int(skipped), self.averaged)
         self.sums[0] = self.sums[2] = 0
         self.seen = 0
         return record
@@ -158,7 +207,7 @@ class Training:
                 moments.setdefault(int(index), {})[moment] = own
             optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
         self.step, self.seen = state["counts"].tolist()
-        self.sums = state["sums"].to(self.device)
+        self.sums.copy_(state["sums"])
         self.order.rest = state["order.rest"].to(self.order.rest.device)
         self.order.generator.set_state(state["stream.order"])
         torch.set_rng_state(state["stream.torch"])
@@ -178,10 +227,11 @@ def optimizers(network: nn.Module, settings: Optimisation) -> dict[str, torch.op
     if settings.muon_lr and not kernels:
         raise InputError(f"muon_lr {settings.muon_lr:g}: the network has no kernels of convolutions; set it to 0")
     rest = [w for w in network.parameters() if w.ndim != 4 or not kernels]
-    adamw = torch.optim.AdamW(rest, settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=True)
-    if not kernels:
-        return {"adamw": adamw}
-    return {"adamw": adamw, "muon": Muon(kernels, settings.muon_lr, weight_decay=settings.weight_decay)}
+    device, decay = rest[0].device, settings.weight_decay
+    lr, muon_lr = (torch.tensor(peak, device=device) for peak in (settings.lr, settings.muon_lr))
+    capturable = device.type == "cuda"
+    adamw = torch.optim.AdamW(rest, lr, settings.betas, weight_decay=decay, fused=True, capturable=capturable)
+    return {"adamw": adamw} | ({"muon": Muon(kernels, muon_lr, weight_decay=decay)} if kernels else {})
 
 
 def check_compiler(device: torch.device) -> None:
@@ -191,6 +241,12 @@ def check_compiler(device: torch.device) -> None:
         raise InputError(f"compile needs a C++ compiler, not {compiler!r}; install g++, set CXX, or unset compile")
     if device.type == "cuda" and find_spec("triton") is None:
         raise InputError("compile needs the package triton on a GPU; install it, or set compile to false")
+
+
+def check_capture(device: torch.device) -> None:
+    """Raises: InputError where a step cannot be recorded as a CUDA graph."""
+    if device.type != "cuda" or distributed.world_size() > 1:
+        raise InputError("capture records a step of one process on a GPU; set it to false")
 
 
 def ramped_decay(decay: float, n: int) -> float:

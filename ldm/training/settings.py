@@ -1,33 +1,13 @@
 """The settings of a training run (see `ldm.training.loop`)."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 from pydantic import Field
 
 from ldm.config import Count, Natural, Positive, Rate, Section, Share
-from ldm.lazy import torch
+from ldm.precision import Precision
 
-Precision = Literal["fp32", "bf16"]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
-
-
-class PrecisionByDevice(Section):
-    """Chosen per device type, by measurement: bf16 is slower than fp32 on a CPU without matrix units for it.
-
-    cpu: arithmetic on a CPU, fp32 or bf16 autocast
-    cuda: arithmetic on a GPU, fp32 or bf16 autocast
-    """
-
-    cpu: Precision = "fp32"
-    cuda: Precision = "fp32"
-
-    def on(self, device_type: str) -> Precision:
-        """The precision on this type of device; fp32 on types without a setting."""
-        return getattr(self, device_type, "fp32")
-
-    def autocast(self, device_type: str) -> Any:
-        """The context (torch.autocast) in which a step computes on this type of device."""
-        return torch.autocast(device_type, dtype=torch.bfloat16, enabled=self.on(device_type) == "bf16")
 
 
 class Optimisation(Section):
@@ -45,7 +25,10 @@ class Optimisation(Section):
     ema_decay: decay per step of the averaged weights, which are the ones kept; 0 keeps the last
     max_skipped: steps in a row with a non-finite loss or gradient that end the run
     record_every: steps between two points of the training curve
+    precision: arithmetic of the network, fp32 (IEEE, without TF32) or bf16 autocast; auto is bf16 where the device
+      multiplies in it, a GPU or a CPU with avx512_bf16 or amx_bf16, else fp32
     compile: compile the network by torch.compile; needs a C++ compiler, and Triton on a GPU
+    capture: record a step as a CUDA graph and replay it; for one process on a GPU
     """
 
     steps: Count
@@ -60,5 +43,6 @@ class Optimisation(Section):
     ema_decay: Rate = 0.999
     max_skipped: Count = 50
     record_every: Count = 50
-    precision: PrecisionByDevice = PrecisionByDevice()
+    precision: Precision = "fp32"
     compile: bool = False
+    capture: bool = False

@@ -32,13 +32,11 @@ def facts_of(run: Run[Any]) -> dict[str, Any]:
     main = Path(getattr(sys.modules["__main__"], "__file__", None) or __file__).resolve()
     folders = {ROOT / "ldm", ROOT / "stages"} | ({main.parent} if ROOT / "recipes" in main.parents else set())
     files = sorted(path for folder in folders for path in folder.rglob("*.py"))
-    optimisation = getattr(run.config, "optimisation", None)
     return {
         "parameters": run.config.resolved(),
         "inputs": {kind: _digest(path) for kind, path in run.inputs.items() if path.exists()},
         "code": {str(path.relative_to(ROOT)): _digest(path) for path in files},
         "torch": torch.__version__,
-        "precision": optimisation.precision.on(run.device_type) if optimisation else "fp32",
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "device": run.device_type,
         "processes": training.distributed.world_size(),

@@ -1,11 +1,14 @@
 """What every stage script shares: its command line, and one-line errors."""
 
+import ctypes
 import errno
 import os
 import re
+import shutil
 import signal
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -14,15 +17,17 @@ from typing import Any
 
 import click
 
-from ldm import InputError, Interrupted
+from ldm import InputError, Interrupted, Section
 from ldm.lazy import torch
+from ldm.precision import has_bf16, settled
 from stages.runner import processes
 from stages.runner.checkpoints import SIGNALS
 from stages.runner.parameters import PARAMS, parameter_rows, read_section, read_yaml, with_settings
-from stages.runner.run import C, Run, files_of
+from stages.runner.run import C, Run, files_of, warn
 
 Compute = Callable[[Run[C]], None]
 REMEDIES = {errno.EISDIR: "name a file in it", errno.ENOTDIR: "a folder is wanted there"}
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 REMEDIES |= {errno.EACCES: "make it accessible to you"}
 
 
@@ -69,7 +74,8 @@ def stage(
             raise InputError("--set, --in, --section and --params need --out FOLDER, so that no result is overwritten")
         values = with_settings(read_section(params or recipe / PARAMS, section), settings)
         inputs, outputs = files_of(name, recipe, sources, out)
-        parsed, device = config.parse(values, section), pick_device(given["device"])
+        device = pick_device(given["device"])
+        parsed = settle_precision(config.parse(values, section), device)
         this = Run(name, parsed, inputs, outputs, device, given["save_every"], not given["no_resume"])
         for folder in sorted({path.parent for path in outputs.values()}):
             check_writable(folder)
@@ -79,6 +85,9 @@ def stage(
             this = replace(this, device=processes.join(this.device))
         elif parallel and given["processes"] > 1:
             processes.launch(this, given["processes"])
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # fp32 is that of IEEE 754
+        announce(this)
+        keep_freed_memory()
         if given["deterministic"]:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
             torch.use_deterministic_algorithms(True)
@@ -128,16 +137,63 @@ def pick_device(text: str) -> str:
     """`auto` takes the GPU where there is one. Raises: InputError for a device that is not there."""
     if text == "cpu":
         return text
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    with warnings.catch_warnings(record=True) as caught:  # torch says several lines of a driver that is too old
+        warnings.simplefilter("always")
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    why = f" ({str(caught[0].message).partition('. ')[0]})" if caught else ""
     if text == "auto":
+        if not count and shutil.which("nvidia-smi"):
+            warn(
+                "device",
+                f"torch {torch.__version__} cannot use the NVIDIA GPU of this machine{why}; going on on the CPU",
+            )
         return "cuda" if count else "cpu"
     index = text.removeprefix("cuda").removeprefix(":") or "0"
     if not text.startswith("cuda") or not index.isdecimal():
         raise InputError(f"--device {text}: choose auto, cpu, cuda or cuda:i")
     if int(index) >= count:
         usable = f"cuda:0 to cuda:{count - 1}" if count else "cpu"
-        raise InputError(f"--device {text}: this machine has {count} usable GPUs; choose {usable} or auto")
+        raise InputError(f"--device {text}: this machine has {count} usable GPUs{why}; choose {usable} or auto")
     return text
+
+
+def settle_precision(config: C, device: str) -> C:
+    """The configuration with each precision `auto` replaced by what it is on this device."""
+    changes: dict[str, Any] = {}
+    for name, value in config:
+        if isinstance(value, Section):
+            changes[name] = settle_precision(value, device)
+        elif name == "precision":
+            changes[name] = settled(value, device.partition(":")[0])
+    return config.model_copy(update=changes)
+
+
+def precisions_of(config: Section) -> set[str]:
+    """The precisions that a configuration names."""
+    inner = (precisions_of(value) for _, value in config if isinstance(value, Section))
+    return {value for name, value in config if name == "precision"}.union(*inner)
+
+
+def announce(run: Run[Any]) -> None:
+    """Say what the run computes with, in one line, and what would be faster, in another."""
+    precisions, threads = precisions_of(run.config), torch.get_num_threads()
+    place = torch.cuda.get_device_name(run.device) if run.device_type == "cuda" else f"{threads} threads"
+    print(f"{run.name}: on {run.device} ({place}), in {' and '.join(sorted(precisions)) or 'fp32'}", flush=True)
+    if "bf16" in precisions and not has_bf16(run.device_type):
+        warn(
+            run.name,
+            f"this {run.device_type} has no units for bf16, which is slower here than fp32; set precision auto",
+        )
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep the memory that is freed, for the next step, which would have to page it in anew.
+
+    See mallopt(3). Other C libraries are left as they are.
+    """
+    mallopt: Any = getattr(ctypes.CDLL(None), "mallopt", None)
+    for threshold in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD) if mallopt else ():
+        mallopt(threshold, 2**30)
 
 
 def check_writable(folder: Path) -> None:

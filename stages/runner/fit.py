@@ -66,7 +66,7 @@ def fit(
     checkpoints.finished()
     leave()
     run.write_json("history.json", curve)
-    return cast(N, trainer.averaged.module)
+    return cast(N, trainer.averaged)
 
 
 def _with_last_good(run: Run[Any], error: training.loop.Diverged) -> training.loop.Diverged:

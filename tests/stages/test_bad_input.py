@@ -84,7 +84,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
         ("autoencoders.nosuch.width=8", "unknown name 'nosuch' among the autoencoders"),
         ("autoencoders.conv_vae.width=12", "multiple of 8"),
         ("autoencoders.conv_vae.widht=8", "conv_vae.widht: unknown parameter; known here are latent_channels"),
-        ("optimisation.precision.cpu=fp16", "'fp32' or 'bf16'"),
+        ("optimisation.precision=fp16", "'auto', 'fp32' or 'bf16'"),
         ("seed=[", "not a YAML value"),
         ("seed=!!python/object/apply:os.system [ls]", "not a YAML value"),
     ],

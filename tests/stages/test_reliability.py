@@ -378,10 +378,4 @@ SMALL_TRAINING = {
     "betas": [0.9, 0.99],
     "weight_decay": 0.0,
 }
-SMALL_TRAINING |= {
-    "clip_norm": 1.0,
-    "ema_decay": 0.9,
-    "max_skipped": 5,
-    "record_every": 10,
-    "precision": {"cpu": "fp32", "cuda": "fp32"},
-}
+SMALL_TRAINING |= {"clip_norm": 1.0, "ema_decay": 0.9, "max_skipped": 5, "record_every": 10, "precision": "fp32"}

@@ -37,7 +37,21 @@ def test_local_slices_are_equal_and_make_up_the_batch(monkeypatch):
 
 def test_dropout_is_refused_in_several_processes(monkeypatch):
     network = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1))
-    assert distributed.data_parallel(network, len) is len  # one process computes the loss as it is
+    distributed.check_draws_nothing(network)  # one process may
     be(monkeypatch, 0, 2)
     with pytest.raises(InputError, match=r"dropout 0\.1 \(1\) "):
-        distributed.data_parallel(network, lambda: torch.zeros(()))
+        distributed.check_draws_nothing(network)
+    distributed.check_draws_nothing(network[0])
+
+
+def test_gradients_are_averaged_in_place(monkeypatch):
+    """As if the other process had none but zeros; what has no gradient is left alone, whatever its memory's layout."""
+    network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 1, 1)).to(memory_format=torch.channels_last)
+    network[0](torch.randn(1, 2, 5, 5)).square().sum().backward()
+    before = [weight.grad.clone() for weight in network[0].parameters()]
+    be(monkeypatch, 0, 2)
+    monkeypatch.setattr(distributed.dist, "all_reduce", lambda x: x)
+    distributed.average_gradients(network)
+    for weight, gradient in zip(network[0].parameters(), before, strict=True):
+        assert torch.equal(weight.grad, gradient / 2)
+    assert all(weight.grad is None for weight in network[1].parameters())

@@ -44,7 +44,7 @@ def regression(bad_steps=(), bad_gradients=()):
     y = x @ torch.tensor([[1.0], [-2.0], [0.5]])
     step = 0
 
-    def loss() -> torch.Tensor:
+    def loss(index: torch.Tensor) -> torch.Tensor:
         nonlocal step
         step += 1
         value = (layer(x) - y).square().mean()
@@ -70,9 +70,9 @@ def test_average_is_the_exponential_one():
     layer, loss = regression()
     seen = []
 
-    def watched() -> torch.Tensor:
+    def watched(index: torch.Tensor) -> torch.Tensor:
         seen.append(layer.weight.detach().clone())
-        return loss()
+        return loss(index)
 
     record = list(train(layer, watched, settings(steps=20)))[-1]
     seen.append(layer.weight.detach().clone())
@@ -88,9 +88,9 @@ def test_a_non_finite_step_changes_nothing(kind):
     layer, loss = regression(**{kind: (7,)})
     weights = []
 
-    def watched() -> torch.Tensor:
+    def watched(index: torch.Tensor) -> torch.Tensor:
         weights.append(layer.weight.detach().clone())
-        return loss()
+        return loss(index)
 
     *_, record = train(layer, watched, settings(steps=20))
     assert torch.equal(weights[6], weights[7])  # before and after step 7
@@ -115,7 +115,7 @@ def test_a_non_finite_step_leaves_batch_norm_alone():
     network, x = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)), torch.randn(32, 3)
     step = 0
 
-    def loss() -> torch.Tensor:
+    def loss(index: torch.Tensor) -> torch.Tensor:
         nonlocal step
         step += 1
         return network(x * (math.inf if step == 7 else 1)).square().mean()
@@ -152,12 +152,12 @@ def test_bf16_is_used_where_it_is_chosen():
     layer = nn.Linear(3, 1)
     kinds = []
 
-    def loss() -> torch.Tensor:
+    def loss(index: torch.Tensor) -> torch.Tensor:
         out = layer(torch.randn(8, 3))
         kinds.append(out.dtype)
         return out.float().square().mean()
 
-    list(train(layer, loss, settings(steps=2, precision={"cpu": "bf16", "cuda": "fp32"})))
+    list(train(layer, loss, settings(steps=2, precision="bf16")))
     list(train(layer, loss, settings(steps=2)))
     assert kinds == [torch.bfloat16] * 2 + [torch.float32] * 2
 
@@ -181,6 +181,39 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch):
         Training(layer, loss, settings(compile=True), Batches(8, 8, torch.Generator()))
 
 
+def test_a_step_is_recorded_on_a_gpu_alone():
+    layer, loss = regression()
+    with pytest.raises(InputError, match="capture records a step of one process on a GPU; set it to false"):
+        Training(layer, loss, settings(capture=True), Batches(8, 8, torch.Generator()))
+
+
+def test_a_step_puts_no_tensor_into_the_place_of_another():
+    """What a recorded step writes to must be where the next one reads it."""
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(18, 1))
+    x = torch.randn(8, 1, 5, 5)
+    training = Training(
+        network,
+        lambda index: network(x[index]).square().mean(),
+        settings(muon_lr=0.02),
+        Batches(8, 8, torch.Generator()),
+    )
+
+    def places() -> list[int]:
+        kept = [training.index, training.sums, training.average_weight, *network.state_dict().values()]
+        kept += training.averaged.state_dict().values()
+        for optimizer in training.optimizers.values():
+            kept += [group["lr"] for group in optimizer.param_groups]
+            kept += [moment for state in optimizer.state.values() for moment in state.values()]
+        return [tensor.data_ptr() for tensor in kept]
+
+    training.advance()
+    before = places()
+    for _ in range(3):
+        training.advance()
+    assert len(before) > 20
+    assert places() == before
+
+
 def test_muon_moves_kernels_alone():
     network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(1, 4), nn.Flatten(), nn.Linear(4, 1))
     found = optimizers(network, settings(muon_lr=0.02))
@@ -198,7 +231,7 @@ def convolution(bad_step: int = 0):
     layer, x = nn.Conv2d(2, 3, 3), torch.randn(8, 2, 5, 5)
     y, step = nn.Conv2d(2, 3, 3)(x).detach(), 0
 
-    def loss() -> torch.Tensor:
+    def loss(index: torch.Tensor) -> torch.Tensor:
         nonlocal step
         step += 1
         return (layer(x) - y).square().mean() * (math.nan if step == bad_step else 1)
@@ -215,13 +248,13 @@ def kept_by_muon(training: Training) -> list[torch.Tensor]:
 def test_muon_learns_and_skips_a_bad_step():
     layer, loss = convolution(bad_step=7)
     run = settings(muon_lr=0.05, steps=200)
-    training, first = Training(layer, loss, run, Batches(8, 8, torch.Generator())), loss().item()
+    training, first = Training(layer, loss, run, Batches(8, 8, torch.Generator())), loss(torch.arange(8)).item()
     for step in range(1, run.steps + 1):
         before = kept_by_muon(training)
         training.advance()
         moved = [not torch.equal(a, b) for a, b in zip(before, kept_by_muon(training), strict=False)]
         assert any(moved) == (step != 6)  # the loss was asked for once before, so that its seventh value is bad
-    assert loss().item() < 1e-2 * first
+    assert loss(torch.arange(8)).item() < 1e-2 * first
 
 
 def test_settings_left_out_can_be_set_and_are_recorded():

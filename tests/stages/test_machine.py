@@ -1,0 +1,137 @@
+"""What a run makes of its machine: the precision `auto`, what it says of the device, and the memory that it keeps."""
+
+import platform
+import sys
+import warnings
+
+import pytest
+import torch
+from conftest import ROOT, run_in
+
+from ldm import InputError, Section
+from ldm.precision import Precision, autocast, settled
+from stages.runner import command
+from stages.runner.run import Run
+
+
+class Inner(Section):
+    """precision: of this part"""
+
+    precision: Precision = "fp32"
+
+
+class Outer(Section):
+    """a: a part
+    n: a number
+    """
+
+    a: Inner = Inner()
+    n: int = 1
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine with these units of its CPU and GPU."""
+
+    def be(*, amx: bool = False, avx512_bf16: bool = False, gpu_bf16: bool = False) -> None:
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: gpu_bf16)
+
+    return be
+
+
+@pytest.mark.parametrize(
+    ("units", "cpu", "cuda"),
+    [
+        ({}, "fp32", "fp32"),
+        ({"amx": True}, "bf16", "fp32"),
+        ({"avx512_bf16": True}, "bf16", "fp32"),
+        ({"gpu_bf16": True}, "fp32", "bf16"),
+    ],
+)
+def test_auto_is_bf16_where_the_device_has_units_for_it(machine, units, cpu, cuda):
+    machine(**units)
+    assert (settled("auto", "cpu"), settled("auto", "cuda")) == (cpu, cuda)
+    assert {settled(word, device) for word in ("fp32",) for device in ("cpu", "cuda")} == {"fp32"}
+    assert {settled(word, device) for word in ("bf16",) for device in ("cpu", "cuda")} == {"bf16"}
+    with autocast("auto", "cpu"):
+        found = torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype
+    assert found == {"fp32": torch.float32, "bf16": torch.bfloat16}[cpu]
+
+
+def test_every_auto_of_a_configuration_is_settled(machine):
+    machine(amx=True)
+    config = Outer.parse({"a": {"precision": "auto"}, "n": 3}, "x")
+    assert command.settle_precision(config, "cpu").resolved() == {"a": {"precision": "bf16"}, "n": 3}
+    assert command.settle_precision(config, "cuda:1").resolved() == {"a": {"precision": "fp32"}, "n": 3}
+    assert config.a.precision == "auto"
+
+
+def run_of(config: Section) -> Run[Section]:
+    return Run("train", config, {}, {}, "cpu")
+
+
+def test_a_run_says_what_it_computes_with(machine, capsys):
+    machine(avx512_bf16=True)
+    command.announce(run_of(Outer.parse({"a": {"precision": "bf16"}}, "x")))
+    command.announce(run_of(Outer()))
+    said = capsys.readouterr()
+    threads = torch.get_num_threads()
+    assert said.out == f"train: on cpu ({threads} threads), in bf16\ntrain: on cpu ({threads} threads), in fp32\n"
+    assert said.err == ""
+
+
+def test_bf16_without_units_for_it_is_said_to_be_slow(machine, capsys):
+    machine()
+    command.announce(run_of(Inner.parse({"precision": "bf16"}, "x")))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "train: warning: this cpu has no units for bf16, which is slower here than fp32; set precision auto"
+
+
+def test_a_gpu_that_torch_cannot_use_is_named_with_torchs_reason(monkeypatch, capsys):
+    def available() -> bool:
+        warnings.warn("The NVIDIA driver on your system is too old (found version 11040). Please update", stacklevel=1)
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_available", available)
+    monkeypatch.setattr(command.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert command.pick_device("auto") == "cpu"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot use the NVIDIA GPU of this machine (The NVIDIA driver on your system is too old" in line
+    with pytest.raises(InputError, match=r"0 usable GPUs \(The NVIDIA driver on your system is too old .*choose cpu"):
+        command.pick_device("cuda")
+    monkeypatch.setattr(command.shutil, "which", lambda name: None)
+    assert command.pick_device("auto") == "cpu"
+    assert capsys.readouterr().err == ""
+
+
+def test_fp32_is_that_of_ieee_754_once_a_stage_runs(project):
+    """What a stage sets is process-wide, so it is looked at in a process of its own."""
+    script = "import sys, torch; from stages import encode_latents; sys.argv[1:] = ['--out', 'tmp/ieee']\n"
+    script += "encode_latents.main(); print(torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)"
+    done = run_in(project, "python", "-c", script)
+    assert done.stdout.splitlines()[-1] == "False False", done.stderr
+
+
+PAGED = """
+import resource, sys, torch
+from stages.runner.command import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+def step():
+    x = [torch.ones(2_000_000) for _ in range(4)]
+step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+def test_freed_memory_is_not_paged_in_anew():
+    """Twenty steps that take and free 32 MB each."""
+    kept, left = (int(run_in(ROOT, sys.executable, "-c", PAGED, how).stdout) for how in ("keep", "leave"))
+    assert left > 10_000
+    assert kept < left / 20
