@@ -11,7 +11,7 @@ from conftest import ROOT, run_in
 from torch import Tensor
 
 from ldm import artifacts
-from ldm.diffusion import Denoiser, DiffusionLoss, Objective
+from ldm.diffusion import Denoiser, DiffusionLoss, Objective, predictions, schedules
 from ldm.networks import Posterior, Standardiser, autoencoder, classifier
 from ldm.sampling import Guided, sample_batches, samplers, spacings
 from ldm.training.loop import Batches, Training
@@ -52,8 +52,7 @@ def training(config: Config, seed: int = 0) -> Training:
     objective = Objective(Standardiser.fit(posterior), loss, config.build("timestep_sampling"))
     order = Batches(N, config.optimisation.batch_size, generator)
 
-    def batch_loss() -> Tensor:
-        index = next(order)
+    def batch_loss(index: Tensor) -> Tensor:
         return objective(denoiser, posterior.at(index), labels[index], generator).mean()
 
     return Training(denoiser.network, batch_loss, config.optimisation, order)
@@ -67,7 +66,7 @@ def records(run: Training, until: int) -> list[float]:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_pipelines_network_learns(precision):
-    run = training(config(precision={"cpu": "fp32", "cuda": precision}))
+    run = training(config(precision=precision))
     losses = records(run, 100)
     assert len(losses) == 10
     assert all(math.isfinite(loss) for loss in losses)
@@ -79,7 +78,7 @@ def test_the_pipelines_network_learns(precision):
 
 def test_a_resumed_training_goes_on_to_the_same_loss():
     """The state passes by the CPU; another seed's own steps would lead elsewhere."""
-    short = config(record_every=1, precision={"cpu": "fp32", "cuda": "fp32"})
+    short = config(record_every=1, precision="fp32")
     run, other = training(short), training(short, seed=1)
     records(run, 8)
     state = run.state()
@@ -109,6 +108,32 @@ def test_no_step_waits_for_the_device():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert run.step == 40
+
+
+def test_a_recorded_step_is_the_step():
+    """Fifty steps as a CUDA graph, which draws from the same generator, end where fifty taken one by one do."""
+    found = []
+    for capture in (False, True):
+        run = training(config(precision="fp32", capture=capture))
+        found.append(records(run, 50))
+        assert (run.graph is not None) == capture
+    assert found[1] == pytest.approx(found[0], rel=1e-2)
+
+
+def test_no_evaluation_waits_for_the_device():
+    run = training(config())
+    denoiser = Denoiser(run.network, schedules.build("rectified_flow"), predictions.build("flow"))
+    x, labels = torch.randn(4, *SHAPE, device=DEVICE), torch.arange(4, device=DEVICE)
+    sigmas = [torch.tensor(sigma, dtype=torch.float64) for sigma in (math.inf, 3.0, 0.1)]
+    with torch.inference_mode():
+        denoiser(x, sigmas[0], labels)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            found = [denoiser(x, sigma, labels) for sigma in sigmas]
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert all(x0.isfinite().all() for x0 in found)
 
 
 def alive(module: torch.nn.Module) -> torch.nn.Module:

@@ -1,0 +1,106 @@
+"""What would run on a GPU, on fake tensors that know their device and shape: a tensor on the wrong device, or a look at
+a value, is an error there, and no GPU is needed.
+
+Noise is handed in, since a generator of the GPU needs its driver, as a backward pass does.
+"""
+
+import pytest
+import torch
+from conftest import ROOT
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException
+
+from ldm.diffusion import Denoiser, DiffusionLoss
+from ldm.networks import Posterior, Standardiser, autoencoder, autoencoders, classifiers, networks
+from ldm.networks.classifier import Classifier
+from ldm.sampling import Guided, Streams, samplers, spacings, states
+from stages.runner import PARAMS, read_section
+from stages.train_diffusion import Config
+
+SHAPE, CLASSES, B = (2, 7, 7), 10, 4
+CONFIG = Config.parse(read_section(ROOT / PARAMS, "train_diffusion"), "train_diffusion")
+
+
+def fake() -> FakeTensorMode:
+    """In it, a tensor on cuda is one on a GPU that is not there."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def moved(network: nn.Module) -> nn.Module:
+    """The network with its weights and buffers on that GPU, in the same memory layout."""
+    for module in network.modules():
+        for name, x in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(torch.empty_strided(x.shape, x.stride(), device="cuda")))
+        for name, x in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda"))
+    return network
+
+
+def denoiser(schedule: str = "rectified_flow", **changes) -> Denoiser:
+    config = CONFIG.resolved() | {"schedule": schedule, "schedules": {schedule: {}}} | changes
+    return Denoiser.from_config(config, SHAPE, [B] * CLASSES)
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    return torch.empty(B, *SHAPE, device="cuda"), torch.zeros(B, dtype=torch.long, device="cuda")
+
+
+def test_the_check_notices_a_wrong_device_and_a_look_at_a_value():
+    with fake():
+        x, _ = batch()
+        with pytest.raises(RuntimeError, match="device"):
+            x + torch.empty(B, *SHAPE)
+        with pytest.raises(DataDependentOutputException):
+            x.sum().item()
+
+
+@pytest.mark.parametrize("norm", ["group", "layer"])
+@pytest.mark.parametrize("schedule", ["rectified_flow", "cosine", "vp"])
+def test_a_training_loss(schedule, norm):
+    model = denoiser(schedule, networks={"unet": CONFIG.networks["unet"] | {"norm": norm, "groups": 8}})
+    loss = DiffusionLoss(CONFIG.build("penalty"), CONFIG.build("weighting"))
+    with fake():
+        moved(model.network).train()
+        (mean, labels), (eps, _) = batch(), batch()
+        moments = (torch.ones(2, dtype=torch.float64, device="cuda") for _ in range(2))
+        x0 = Standardiser(*moments).standardise(Posterior(mean, mean).draw(eps))
+        value = loss(model, x0, eps, torch.rand(B, device="cuda"), labels)
+        assert (value.device.type, value.shape, value.requires_grad) == ("cuda", (B,), True)
+
+
+@pytest.mark.parametrize("name", sorted(samplers.functions))
+@pytest.mark.parametrize("schedule", ["rectified_flow", "cosine"])
+def test_every_sampler(name, schedule):
+    main, guide = denoiser(schedule), denoiser(schedule)
+    guided = Guided(main, guide, weight=1.5, sigma_min=0.3, sigma_max=4.0)
+    sigmas = spacings.build("trailing")(main.schedule, 3)
+    with fake(), torch.inference_mode():
+        for network in (main.network, guide.network):
+            moved(network).eval()
+        noise = Streams(0, range(B), SHAPE, "cuda")
+        labels = noise.labels([B] * CLASSES)
+    with torch.inference_mode():  # the levels are real numbers on the CPU; whatever meets a fake tensor becomes one
+        *_, end = states(guided, samplers.build(name), sigmas, noise, labels)
+    assert (end.device.type, end.dtype, end.shape) == ("cuda", torch.float64, (B, *SHAPE))
+
+
+def test_the_autoencoder_and_the_classifiers():
+    vae = autoencoders.build("conv_vae")((1, 28, 28))
+    bodies = [Classifier(build()((1, 28, 28)), CLASSES) for build in classifiers.functions.values()]
+    with fake():
+        images = torch.zeros(B, 1, 28, 28, dtype=torch.uint8, device="cuda")
+        posterior = autoencoder.encode_images(moved(vae), images)
+        assert autoencoder.decode_images(vae, posterior.mean).device.type == "cuda"
+        x, eps = images / 255, torch.empty(posterior.mean.shape, device="cuda")
+        assert autoencoder.vae_loss(vae, x, eps, 1.0).device.type == "cuda"
+        assert all(moved(network)(x).device.type == "cuda" for network in bodies)
+
+
+@pytest.mark.parametrize("name", sorted(networks.functions))
+def test_every_network(name):
+    shape = (2, 1, 1) if name == "mlp" else (2, 8, 8)
+    network = networks.build(name)(shape)
+    with fake():
+        moved(network)
+        assert network(torch.empty(B, *shape, device="cuda"), torch.rand(B, device="cuda")).device.type == "cuda"
