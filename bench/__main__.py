@@ -113,12 +113,14 @@ class Worker:
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    default=Path("bench/results"),
-    show_default=True,
-    help="Folder of the results.",
+    help="Folder of the results; if none is named, that of this kind of machine in bench/results.",
 )
-def command(device: str, rounds: int, seconds: float, batch_size: int, n: int, evaluations: int, out: Path) -> None:
+def command(
+    device: str, rounds: int, seconds: float, batch_size: int, n: int, evaluations: int, out: Path | None
+) -> None:
     device = pick_device(device)
+    about = machine(device)
+    out = out or Path("bench/results") / kind(about)
     for peer in PEERS:
         if find_spec(peer) is None:
             raise InputError(
@@ -147,7 +149,7 @@ def command(device: str, rounds: int, seconds: float, batch_size: int, n: int, e
         worker.stop()
     peaks = {precision: max(worker.values["peak"]) for precision, worker in peak_workers.items()}
     rows = [worker.row(what, costs[worker.peer]["peer"], peaks) for worker, what in measured]
-    results = {"machine": machine(device), "matrix_peak_tflops": peaks, "batch_size": batch_size, "seconds": seconds}
+    results = {"machine": about, "matrix_peak_tflops": peaks, "batch_size": batch_size, "seconds": seconds}
     results |= {"evaluations": evaluations, "n": n, "costs": costs, "rows": rows}
     write_atomic(out / "results.json", json.dumps(results, indent=1).encode())
     bars = [
@@ -177,6 +179,12 @@ def machine(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "gpu": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
     }
+
+
+def kind(about: dict[str, Any]) -> str:
+    """The name of a kind of machine: that of the GPU, or the CPU's best units."""
+    units = [*about["flags"], about["capability"]]
+    return "_".join((about["gpu"] or units[0]).lower().split())
 
 
 def table(results: dict[str, Any]) -> str:

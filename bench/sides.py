@@ -29,6 +29,7 @@ from ldm.networks.autoencoder import Autoencoder, decode_images
 from ldm.sampling import Streams, last_state, samplers, spacings, states
 from ldm.training.loop import Batches, Training
 from ldm.training.settings import Optimisation
+from stages.runner.command import keep_freed_memory
 
 CHANNELS, SIZE = 4, 8  # of the latents; diffusers' and denoising-diffusion-pytorch's networks cannot take 7 × 7
 SHAPE = (CHANNELS, SIZE, SIZE)
@@ -36,7 +37,7 @@ N = 20_000  # latents
 LR, CLIP, DECAY = 1e-3, 1.0, 0.999
 
 # the options of our U-Net that match a peer's network
-UNET = {"width": 32, "multipliers": [1, 2], "groups": 8, "heads": 2}
+UNET = {"width": 32, "multipliers": [1, 2], "norm": "layer", "heads": 2}
 MATCHED: dict[str, dict[str, Any]] = {
     "diffusers": UNET | {"blocks": 1, "embedding": 64},
     "denoising_diffusion_pytorch": UNET | {"blocks": 2, "embedding": 32},
@@ -124,9 +125,10 @@ class Ours(Side):
     samplers = ("dpmpp_2m", "ddim")
 
     def prepare(self, peer: str) -> None:
+        keep_freed_memory()  # as every stage does
         values: dict[str, Any] = {"steps": 10**9, "record_every": 10**9, "batch_size": self.batch_size}
         values |= {"lr": LR, "clip_norm": CLIP, "ema_decay": DECAY}
-        values |= {"precision": {"cpu": self.precision, "cuda": self.precision}}
+        values |= {"precision": self.precision, "capture": self.device.type == "cuda"}
         self.settings = Optimisation.parse(values, "bench")
         self.network = our_unet(peer).to(self.device)
         self.denoiser = Denoiser(self.network, schedules.build("rectified_flow"), predictions.build("flow"))
@@ -139,8 +141,8 @@ class Ours(Side):
         generator = torch.Generator(self.device).manual_seed(0)
         order = Batches(N, self.batch_size, generator)
 
-        def batch_loss() -> Tensor:
-            return objective(self.denoiser, posterior.at(next(order)), None, generator).mean()
+        def batch_loss(index: Tensor) -> Tensor:
+            return objective(self.denoiser, posterior.at(index), None, generator).mean()
 
         self.training = Training(self.network, batch_loss, self.settings, order)
 
@@ -151,7 +153,7 @@ class Ours(Side):
     def draw(self, sampler: str, n: int, evaluations: int) -> Tensor:
         sigmas = spacings.build("trailing")(self.denoiser.schedule, evaluations)
         noise = Streams(0, range(n), SHAPE, str(self.device))
-        with self.settings.precision.autocast(self.device.type):
+        with self.cast():
             return last_state(states(self.denoiser, samplers.build(sampler), sigmas, noise))
 
 
