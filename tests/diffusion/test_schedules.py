@@ -34,7 +34,7 @@ def test_a_level_is_the_same_by_its_time_and_by_its_sigma(name):
     assert by_time.sigma_t == schedule.sigma_t(by_time.t)
     by_sigma = schedule.at_sigma(by_time.sigma_t / by_time.alpha_t)
     torch.testing.assert_close(torch.stack(by_sigma), torch.stack(by_time), rtol=1e-12, atol=1e-12)
-    for value, expanded in zip(by_time, by_time.expand(3, "cpu"), strict=True):
+    for value, expanded in zip(by_time, by_time.expand(torch.zeros(3)), strict=True):
         assert expanded.tolist() == [value.item()] * 3
 
 

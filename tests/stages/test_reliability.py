@@ -316,8 +316,8 @@ def training(settings: Optimisation) -> Training:
     network.to(memory_format=torch.channels_last)
     order = Batches(50, 8, generator)
 
-    def loss() -> torch.Tensor:
-        batch = x[next(order)]
+    def loss(index: torch.Tensor) -> torch.Tensor:
+        batch = x[index]
         noise = torch.randn(batch.shape, generator=generator)
         return (network(batch + noise) - batch).square().mean()
 
