@@ -1,7 +1,8 @@
-"""What would run on a GPU, on fake tensors that know their device and shape: a tensor on the wrong device, or a look at
-a value, is an error there, and no GPU is needed.
+"""Losses, samplers and networks on a GPU that is not there.
 
-Noise is handed in, since a generator of the GPU needs its driver, as a backward pass does.
+A fake tensor knows its device and shape, but has no values. So a tensor on the wrong device is an error, and so is a
+look at a value, for which the CPU would wait. Only forward passes run like this: a backward pass, and a generator of
+random numbers on the GPU, need its driver.
 """
 
 import pytest

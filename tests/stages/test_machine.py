@@ -53,8 +53,8 @@ def machine(monkeypatch):
 def test_auto_is_bf16_where_the_device_has_units_for_it(machine, units, cpu, cuda):
     machine(**units)
     assert (settled("auto", "cpu"), settled("auto", "cuda")) == (cpu, cuda)
-    assert {settled(word, device) for word in ("fp32",) for device in ("cpu", "cuda")} == {"fp32"}
-    assert {settled(word, device) for word in ("bf16",) for device in ("cpu", "cuda")} == {"bf16"}
+    for device in ("cpu", "cuda"):
+        assert [settled(word, device) for word in ("fp32", "bf16")] == ["fp32", "bf16"]
     with autocast("auto", "cpu"):
         found = torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype
     assert found == {"fp32": torch.float32, "bf16": torch.bfloat16}[cpu]
@@ -86,7 +86,7 @@ def test_bf16_without_units_for_it_is_said_to_be_slow(machine, capsys):
     machine()
     command.announce(run_of(Inner.parse({"precision": "bf16"}, "x")))
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == "train: warning: this cpu has no units for bf16, which is slower here than fp32; set precision auto"
+    assert line == "train: warning: this cpu does not multiply in bf16, so fp32 is faster; set precision auto"
 
 
 def test_a_gpu_that_torch_cannot_use_is_named_with_torchs_reason(monkeypatch, capsys):
@@ -98,7 +98,7 @@ def test_a_gpu_that_torch_cannot_use_is_named_with_torchs_reason(monkeypatch, ca
     monkeypatch.setattr(command.shutil, "which", lambda name: f"/usr/bin/{name}")
     assert command.pick_device("auto") == "cpu"
     (line,) = capsys.readouterr().err.splitlines()
-    assert "cannot use the NVIDIA GPU of this machine (The NVIDIA driver on your system is too old" in line
+    assert "cannot use this machine's NVIDIA GPU (The NVIDIA driver on your system is too old" in line
     with pytest.raises(InputError, match=r"0 usable GPUs \(The NVIDIA driver on your system is too old .*choose cpu"):
         command.pick_device("cuda")
     monkeypatch.setattr(command.shutil, "which", lambda name: None)
