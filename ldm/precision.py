@@ -8,7 +8,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 
 def has_bf16(device_type: str) -> bool:
-    """Whether a cpu, or cuda, multiplies bf16 in units of its own: a property of the machine, never a timing."""
+    """Whether this machine's cpu, or its cuda device, has instructions that multiply bf16; it is never timed."""
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

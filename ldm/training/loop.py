@@ -88,7 +88,7 @@ class Training:
         self.index = torch.empty(order.size, dtype=torch.long, device=self.device)
         self.average_weight = torch.ones((), device=self.device)
         self.graph: torch.cuda.CUDAGraph | None = None
-        self.seen_by_graph = 0  # steps taken before the graph is recorded
+        self.warmed_up = 0  # steps taken before the graph is recorded
         # on the device: loss summed since the last record; steps skipped so far, since then, in a row, most in a row
         self.sums = torch.zeros(5, device=self.device, dtype=torch.float64)
         self.seen = 0  # steps since the last record
@@ -98,10 +98,9 @@ class Training:
         settings = self.settings
         self.step += 1
         for name, optimizer in self.optimizers.items():
+            rate = learning_rate(settings, self.step, settings.muon_lr if name == "muon" else settings.lr)
             for group in optimizer.param_groups:
-                group["lr"].fill_(
-                    learning_rate(settings, self.step, settings.muon_lr if name == "muon" else settings.lr)
-                )
+                group["lr"].fill_(rate)
         # the first weights are not averaged in
         self.average_weight.fill_(1 if self.step == 1 else 1 - ramped_decay(settings.ema_decay, self.step - 1))
         self.index.copy_(next(self.order))
@@ -147,13 +146,13 @@ class Training:
 
     def _replay(self) -> None:
         """`_take` as a CUDA graph, recorded after some steps on a stream of their own, which allocate what it needs."""
-        if self.seen_by_graph < WARM_UP:
+        if self.warmed_up < WARM_UP:
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 self._take()
             torch.cuda.current_stream().wait_stream(stream)
-            self.seen_by_graph += 1
+            self.warmed_up += 1
             return
         if self.graph is None:
             self.graph = torch.cuda.CUDAGraph()

@@ -27,8 +27,8 @@ from stages.runner.run import C, Run, files_of, warn
 
 Compute = Callable[[Run[C]], None]
 REMEDIES = {errno.EISDIR: "name a file in it", errno.ENOTDIR: "a folder is wanted there"}
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 REMEDIES |= {errno.EACCES: "make it accessible to you"}
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def stage(
@@ -143,10 +143,7 @@ def pick_device(text: str) -> str:
     why = f" ({str(caught[0].message).partition('. ')[0]})" if caught else ""
     if text == "auto":
         if not count and shutil.which("nvidia-smi"):
-            warn(
-                "device",
-                f"torch {torch.__version__} cannot use the NVIDIA GPU of this machine{why}; going on on the CPU",
-            )
+            warn("device", f"torch {torch.__version__} cannot use this machine's NVIDIA GPU{why}; the CPU is used")
         return "cuda" if count else "cpu"
     index = text.removeprefix("cuda").removeprefix(":") or "0"
     if not text.startswith("cuda") or not index.isdecimal():
@@ -175,15 +172,12 @@ def precisions_of(config: Section) -> set[str]:
 
 
 def announce(run: Run[Any]) -> None:
-    """Say what the run computes with, in one line, and what would be faster, in another."""
+    """Say in one line what the run computes with, and in another that bf16 is slow where the device lacks it."""
     precisions, threads = precisions_of(run.config), torch.get_num_threads()
     place = torch.cuda.get_device_name(run.device) if run.device_type == "cuda" else f"{threads} threads"
     print(f"{run.name}: on {run.device} ({place}), in {' and '.join(sorted(precisions)) or 'fp32'}", flush=True)
     if "bf16" in precisions and not has_bf16(run.device_type):
-        warn(
-            run.name,
-            f"this {run.device_type} has no units for bf16, which is slower here than fp32; set precision auto",
-        )
+        warn(run.name, f"this {run.device_type} does not multiply in bf16, so fp32 is faster; set precision auto")
 
 
 def keep_freed_memory() -> None:
