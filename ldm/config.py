@@ -1,14 +1,14 @@
 """Configuration: sections of params.yaml as frozen classes, and the registries of choices.
 
-A choice is a function whose keyword-only arguments are its options: annotated with type and range, with the value of
-its paper as default, and with a line `name: meaning` in the docstring, as the fields of a section have. params.yaml
-holds what an experiment chose; `--help` shows the rest.
+A choice is a function, or a class, whose keyword-only arguments are its options: annotated with type and range, with
+the value of its paper as default, and with a line `name: meaning` in the docstring, as the fields of a section have.
+params.yaml holds the options that an experiment changed; `--help` shows all of them.
 """
 
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
-from inspect import Parameter, cleandoc, signature
+from inspect import cleandoc, signature
 from typing import Annotated, Any, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
@@ -79,10 +79,10 @@ class Section(BaseModel):
 
 
 class Registry(Generic[T]):
-    """The choices of one kind: name → function, whose keyword-only arguments are the options of that choice.
+    """The choices of one kind: name → function or class, whose keyword-only arguments are the options of that choice.
 
-    A function of options alone makes the thing; a function that has other arguments too is the thing, once its options
-    are bound.
+    Where there are no other arguments, the thing chosen is what a call with the options returns. Where there are, it is
+    the function itself with its options bound.
     """
 
     def __init__(self, name: str) -> None:
@@ -92,10 +92,11 @@ class Registry(Generic[T]):
         self._options: dict[str, type[Section]] = {}
 
     def register(self, function: F) -> F:
-        """Add a function under its own name; a decorator, which returns the function as it was."""
-        if function.__name__ in self.functions:
-            raise ValueError(f"{function.__name__!r} is there already among the {self.name}")
-        self.functions[function.__name__] = function
+        """Add a function by its name, or a class by its name in snake_case; a decorator, which changes neither."""
+        name = re.sub("(?<=[a-z])(?=[A-Z])", "_", function.__name__).lower()
+        if name in self.functions:
+            raise ValueError(f"{name!r} is there already among the {self.name}")
+        self.functions[name] = function
         return function
 
     def options(self, name: str) -> type[Section]:
@@ -105,9 +106,8 @@ class Registry(Generic[T]):
             raise InputError(f"unknown name {name!r} among the {self.name}: known are {known}")
         if name not in self._options:
             function = self.functions[name]
-            arguments = [a for a in signature(function).parameters.values() if a.kind is Parameter.KEYWORD_ONLY]
-            defaults = {a.name: ... if a.default is Parameter.empty else a.default for a in arguments}
-            fields: dict[str, Any] = {a.name: (a.annotation, defaults[a.name]) for a in arguments}
+            arguments = signature(function).parameters.values()
+            fields: dict[str, Any] = {a.name: (a.annotation, a.default) for a in arguments if a.kind is a.KEYWORD_ONLY}
             model = create_model(f"{self.name}.{name}", __base__=Section, __doc__=function.__doc__, **fields)
             self._options[name] = model
         return self._options[name]
@@ -122,11 +122,9 @@ class Registry(Generic[T]):
         Raises: InputError for an unknown name or bad options.
         """
         section = self.parse(name, {} if options is None else options)
-        function = self.functions[name]
-        bound = partial(function, **{key: getattr(section, key) for key in type(section).model_fields})
-        options_alone = all(a.kind is Parameter.KEYWORD_ONLY for a in signature(function).parameters.values())
-        made: Any = bound() if options_alone else bound
-        return made
+        bound: Any = partial(self.functions[name], **dict(section))
+        options_alone = all(a.kind is a.KEYWORD_ONLY for a in signature(bound).parameters.values())
+        return bound() if options_alone else bound
 
     def chosen(self, config: Mapping[str, Any], word: str) -> T:
         """What the plain configuration of an artifact chose by `word`. Raises: InputError or LookupError."""

@@ -78,8 +78,9 @@ def four_gaussians(*, std: Positive = 0.05) -> Toy:
     return GaussianMixture(np.array([[-1, -1], [-1, 1], [1, -1], [1, 1]]), std)
 
 
+@toys.register
 class Parabola(Toy):
-    """y = x² with x uniform in [0, 1]."""
+    """A curve in the plane: y = x² with x uniform in [0, 1]."""
 
     def draw(self, n: int, rng: np.random.Generator) -> Points:
         x = rng.random(n)
@@ -94,28 +95,17 @@ class Parabola(Toy):
 
 
 @toys.register
-def parabola() -> Toy:
-    """A curve in the plane; it has no options."""
-    return Parabola()
-
-
 class Moons(Toy):
-    """Two interleaving half circles (scikit-learn's make_moons)."""
+    """Two interleaving half circles (scikit-learn's make_moons).
 
-    def __init__(self, noise: float) -> None:
+    noise: standard deviation of the Gaussian noise around the circles
+    """
+
+    def __init__(self, *, noise: NonNegative = 0.05) -> None:
         self.noise = noise
 
     def draw(self, n: int, rng: np.random.Generator) -> Points:
         return sklearn.datasets.make_moons(n, noise=self.noise, random_state=int(rng.integers(2**31)))[0]
-
-
-@toys.register
-def moons(*, noise: NonNegative = 0.05) -> Toy:
-    """Two interleaving half circles.
-
-    noise: standard deviation of Gaussian noise around the circles
-    """
-    return Moons(noise)
 
 
 def sliced_wasserstein(x: Points, y: Points, projections: int, rng: np.random.Generator) -> float:

@@ -96,8 +96,9 @@ def why_noise_is_no_start(snr: float, where: str, remedy: str) -> str | None:
 schedules: Registry[Schedule] = Registry("schedules")  # here, in chains.py and in sde.py
 
 
+@schedules.register
 class RectifiedFlow(Schedule):
-    """The straight path alpha_t = 1 − t, sigma_t = t (Liu et al. 2022, arXiv:2209.03003)."""
+    """The straight path from data to noise: alpha_t = 1 − t, sigma_t = t (Liu et al. 2022, arXiv:2209.03003)."""
 
     def alpha_t(self, t: Tensor) -> Tensor:
         return 1 - t.double()
@@ -107,12 +108,6 @@ class RectifiedFlow(Schedule):
 
     def time_of(self, half_log_snr: Tensor) -> Tensor:
         return torch.sigmoid(-half_log_snr.double())
-
-
-@schedules.register
-def rectified_flow() -> Schedule:
-    """The straight path from data to noise; it has no options."""
-    return RectifiedFlow()
 
 
 def broadcast(level: Tensor, x: Tensor) -> Tensor:

@@ -45,10 +45,15 @@ class ItoSDE(Schedule):
         return self.drift(x, t) - broadcast(self.diffusion(t), x) ** 2 * score
 
 
+@schedules.register
 class VP(ItoSDE):
-    """Variance preserving: f = −β X / 2, g² = β, with β(t) = β_min + t (β_max − β_min) (Eqs. 11, 32, 33)."""
+    """The variance-preserving SDE: f = −β X / 2, g² = β, with β(t) linear (Song et al. 2021, Eqs. 11, 32, 33).
 
-    def __init__(self, beta_min: float, beta_max: float) -> None:
+    beta_min: β(0)
+    beta_max: β(1)
+    """
+
+    def __init__(self, *, beta_min: Positive = 0.1, beta_max: Positive = 20.0) -> None:
         self.beta_min, self.beta_max = beta_min, beta_max
 
     def beta(self, t: Tensor) -> Tensor:
@@ -80,8 +85,15 @@ class VP(ItoSDE):
         return 2 * integral / (self.beta_min + (self.beta_min**2 + 2 * slope * integral).sqrt())
 
 
+@schedules.register
 class SubVP(VP):
-    """f = −β X / 2, g² = β (1 − exp(−2∫β)): the mean of VP, the square of its variance (Eqs. 12, 29)."""
+    """The sub-VP SDE: f = −β X / 2, g² = β (1 − exp(−2∫β)), with β(t) linear (Song et al. 2021, Eqs. 12, 29).
+
+    X_t given X_0 has the mean of VP, and the square of its variance, which is smaller.
+
+    beta_min: β(0)
+    beta_max: β(1)
+    """
 
     def sigma_t(self, t: Tensor) -> Tensor:
         return -(-self.integral(t)).expm1()
@@ -94,13 +106,18 @@ class SubVP(VP):
         return (-self.beta(t) * (-2 * self.integral(t)).expm1()).sqrt()
 
 
+@schedules.register
 class VE(ItoSDE):
-    """Variance exploding: f = 0, g² = d sigma_t²/dt, with sigma_t² = σ_min² (r^{2t} − 1) and r = σ_max / σ_min.
+    """The variance-exploding SDE: f = 0, g² = d sigma_t²/dt, with sigma_t² = σ_min² (r^{2t} − 1), r = σ_max / σ_min.
 
-    Eqs. 9 and 30, less the variance σ_min² that the paper adds to the data at t = 0.
+    Song et al. 2021, Eqs. 9 and 30, less the variance σ_min² that the paper adds to the data at t = 0.
+
+    sigma_min: scale of the smallest σ̄
+    sigma_max: largest σ̄
     """
 
-    def __init__(self, sigma_min: float, sigma_max: float) -> None:
+    def __init__(self, *, sigma_min: Positive = 0.01, sigma_max: Positive = 50.0) -> None:
+        check_range(sigma_min, sigma_max)
         self.sigma_min, self.log_ratio = sigma_min, math.log(sigma_max / sigma_min)
 
     def alpha_t(self, t: Tensor) -> Tensor:
@@ -133,37 +150,6 @@ class Karras(Schedule):
 
     def time_of(self, half_log_snr: Tensor) -> Tensor:
         return ((-half_log_snr.double() / self.rho).exp() - self.low) / (self.high - self.low)
-
-
-@schedules.register
-def vp(*, beta_min: Positive = 0.1, beta_max: Positive = 20.0) -> Schedule:
-    """The variance-preserving SDE with β(t) linear (Song et al. 2021, Eq. 32).
-
-    beta_min: β(0)
-    beta_max: β(1)
-    """
-    return VP(beta_min, beta_max)
-
-
-@schedules.register
-def sub_vp(*, beta_min: Positive = 0.1, beta_max: Positive = 20.0) -> Schedule:
-    """The sub-VP SDE with β(t) linear, of smaller variance than VP (Song et al. 2021, Eq. 12).
-
-    beta_min: β(0)
-    beta_max: β(1)
-    """
-    return SubVP(beta_min, beta_max)
-
-
-@schedules.register
-def ve(*, sigma_min: Positive = 0.01, sigma_max: Positive = 50.0) -> Schedule:
-    """The variance-exploding SDE with σ geometric in t (Song et al. 2021, Eq. 30).
-
-    sigma_min: scale of the smallest σ̄
-    sigma_max: largest σ̄
-    """
-    check_range(sigma_min, sigma_max)
-    return VE(sigma_min, sigma_max)
 
 
 @schedules.register
