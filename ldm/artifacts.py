@@ -1,8 +1,9 @@
 """Artifacts: safetensors files with one metadata key, written atomically and checked when read.
 
-The metadata key `ldm` holds sorted JSON: schema version, kind, resolved configuration, the SHA-256 of every artifact
-that this one was made from (`lineage`), and a digest over the whole file, which safetensors itself lacks. It holds no
-date, host name or timing: the same tensors, configuration and lineage give the same bytes.
+The metadata key `ldm` holds sorted JSON: the version of this format (`schema`), what the artifact is (`kind`), the
+configuration it was made with, defaults included, the SHA-256 of every artifact that it was made from (`lineage`), and
+a digest over the whole file, which safetensors itself lacks. It holds no date, host name or timing: the same tensors,
+configuration and lineage give the same bytes.
 """
 
 import errno
@@ -20,13 +21,15 @@ from ldm.errors import InputError
 from ldm.lazy import Module, Tensor, safetensors_torch
 
 T = TypeVar("T")
+N = TypeVar("N", bound=Module)
 SCHEMA = 1
 _NO_DIGEST = "0" * 64
-# kind → the stage that makes it; a state is of a run that goes on
+# kind → the stage that makes it; the kind "state", of a training that is not at its end, has none
 STAGES = {"images": "prepare_data", "features": "extract_features", "vae": "train_vae", "latents": "encode_latents"}
 STAGES |= {kind: f"train_{kind}" for kind in ("classifier", "second_classifier")}
 STAGES |= {"denoiser": "train_diffusion", "guide": "train_diffusion", "samples": "sample", "generated": "decode"}
-# kind → its tensors, as dtype and dimensions (* is each split, ? may be missing); other kinds hold a network's weights
+# kind → its tensors, as dtype and dimensions; other kinds hold a network's weights. In a name, * stands for each of the
+# splits train, validation and test; ? marks a tensor that may be missing
 TENSORS = {
     "images": {"*_images": "uint8 N C H W", "*_labels": "uint8 N"},
     "features": {"*": "float32 N d", "*_second": "float32 N d"},
@@ -59,12 +62,15 @@ class Artifact:
             problem = f"its configuration describes no {self.kind} ({type(error).__name__}: {error})"
             raise InputError(f"{self.path}: {problem}; {_remedy(self.kind)}") from None
 
-    def load_into(self, module: Module) -> None:
-        """Copy the weights into a network. Raises: InputError unless names, shapes and dtypes agree."""
-        own = module.state_dict()
-        expected = {name: (str(tensor.dtype), tuple(tensor.shape)) for name, tensor in own.items()}
+    def load_into(self, network: N, device: str = "cpu") -> N:
+        """Copy the weights into a network, and return it on a device, in evaluation mode.
+
+        Raises: InputError unless names, shapes and dtypes agree.
+        """
+        expected = {name: (str(tensor.dtype), tuple(tensor.shape)) for name, tensor in network.state_dict().items()}
         _check_tensors(self.path, self.kind, self.tensors, expected)
-        module.load_state_dict(self.tensors)
+        network.load_state_dict(self.tensors)
+        return network.eval().to(device)
 
 
 def save(
@@ -85,7 +91,7 @@ def save(
 
 
 def write_weights(path: Path, module: Module) -> None:
-    """Write bare weights, atomically: a state to look at, not an artifact that a stage would take."""
+    """Write the weights alone, atomically: a file to look at, not an artifact that a stage would read."""
     write_atomic(path, _as_bytes(module.state_dict(), None))
 
 
@@ -105,14 +111,13 @@ def load(path: Path, kind: str) -> Artifact:
         unsigned = raw.replace(_digest_field(digest), _digest_field(_NO_DIGEST), 1)
         mappings = isinstance(meta["config"], dict) and isinstance(meta["lineage"], dict)
         intact = mappings and hashlib.sha256(unsigned).hexdigest() == digest
-        schema, actual = meta["schema"], meta["kind"]
+        schema, found = meta["schema"], meta["kind"]
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError):
         intact = False
     if not intact:
         raise InputError(f"{path} is truncated, corrupt or not an artifact of this project; {_remedy(kind)}")
-    if (schema, actual) != (SCHEMA, kind):
-        expected = f"{kind!r} in schema {SCHEMA} is expected"
-        raise InputError(f"{path} holds {actual!r} in schema {schema}, but {expected}; {_remedy(kind)}")
+    if (schema, found) != (SCHEMA, kind):
+        raise InputError(f"{path} holds {found!r} in schema {schema}, not {kind!r} in schema {SCHEMA}; {_remedy(kind)}")
     if kind in TENSORS:
         _check_tensors(path, kind, tensors, _expected(kind, tensors))
     return Artifact(path, kind, tensors, meta["config"], meta["lineage"], hashlib.sha256(raw).hexdigest())
@@ -129,8 +134,7 @@ def merge_lineage(artifacts: Sequence[Artifact]) -> dict[str, str]:
     for artifact in artifacts:
         for kind, sha in (*artifact.lineage.items(), (artifact.kind, artifact.sha256)):
             if merged.setdefault(kind, sha) != sha:
-                one, other = f"{kind} {merged[kind][:12]}", f"{kind} {sha[:12]}"
-                problem = f"one goes with {one}, the other with {other}"
+                problem = f"one goes with {kind} {merged[kind][:12]}, the other with {kind} {sha[:12]}"
                 remedy = "run 'dvc repro' to make them agree, or give the other one by --in too"
                 raise InputError(f"{origin[kind]} and {artifact.path} do not belong together: {problem}; {remedy}")
             origin.setdefault(kind, artifact.path)
@@ -140,7 +144,8 @@ def merge_lineage(artifacts: Sequence[Artifact]) -> dict[str, str]:
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file by way of a temporary one beside it: readers see the old or the new, never a part.
 
-    Raises: OSError; the old file is then as it was, and nothing is left behind.
+    It is on the disk when this returns. Raises: OSError where it cannot be written; the old file is then as it was, and
+    no temporary one is left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -156,7 +161,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     try:
         os.fsync(folder)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems have no such thing for folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot sync a folder
             raise
     finally:
         os.close(folder)
@@ -172,7 +177,7 @@ def _as_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None) ->
 
 
 def _expected(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, tuple[int | None, ...]]]:
-    """What TENSORS says of a kind: name → dtype, and sizes (None: any)."""
+    """The tensors that TENSORS lists for a kind: name → dtype, and the size of each dimension (None: any)."""
     expected: dict[str, tuple[str, tuple[int | None, ...]]] = {}
     for pattern, form in TENSORS[kind].items():
         for split in ("train", "validation", "test") if "*" in pattern else ("",):

@@ -77,10 +77,7 @@ class Residual(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-
-        def conv() -> nn.Conv2d:
-            return nn.Conv2d(channels, channels, 3, padding=1)
-
+        conv = partial(nn.Conv2d, channels, channels, 3, padding=1)
         self.layers = nn.Sequential(*norm_act(channels), conv(), *norm_act(channels), conv())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -107,8 +104,7 @@ def from_artifact(artifact: Artifact | None, device: str = "cpu") -> Autoencoder
     if artifact is None:
         return IdentityAutoencoder()
     vae = artifact.build(lambda config: from_config(config, config["shape"]))
-    artifact.load_into(vae)
-    return vae.eval().to(device)
+    return artifact.load_into(vae, device)
 
 
 def bernoulli_nll(logits: Tensor, x: Tensor) -> Tensor:

@@ -41,8 +41,7 @@ class Classifier(nn.Module):
     def from_artifact(cls, artifact: Artifact, device: str = "cpu") -> Classifier:
         """The trained classifier, in evaluation mode. Raises: InputError where the weights do not fit."""
         classifier = artifact.build(lambda config: cls.from_config(config, config["shape"], config["classes"]))
-        artifact.load_into(classifier)
-        return classifier.eval().to(device)
+        return artifact.load_into(classifier, device)
 
 
 def conv_body(shape: Sequence[int], *, width: int) -> nn.Sequential:
@@ -58,7 +57,7 @@ def conv_body(shape: Sequence[int], *, width: int) -> nn.Sequential:
 
 
 def residual_body(shape: Sequence[int], *, width: int, blocks: int) -> nn.Sequential:
-    """Residual blocks on two grids: (B, C, H, W) → (B, 128), channels averaged over the grid, without a dense layer.
+    """Residual blocks on two grids: (B, C, H, W) → (B, 128), averaged over the grid, without a dense layer.
 
     Raises: InputError unless H and W are even.
     """
@@ -75,11 +74,8 @@ class Residual(nn.Sequential):
     """x + conv(act(conv(act(x)))): (B, C, h, w) → (B, C, h, w)."""
 
     def __init__(self, channels: int) -> None:
-        def half() -> list[nn.Module]:
-            conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-            return [nn.BatchNorm2d(channels), nn.ReLU(), conv]
-
-        super().__init__(*half(), *half())
+        norm, conv = partial(nn.BatchNorm2d, channels), partial(nn.Conv2d, channels, channels, 3, padding=1, bias=False)
+        super().__init__(norm(), nn.ReLU(), conv(), norm(), nn.ReLU(), conv())
 
     def forward(self, x: Tensor) -> Tensor:
         return x + super().forward(x)
@@ -94,7 +90,7 @@ def in_batches(function: Callable[[Tensor], Tensor], images: Tensor, batch_size:
 def augment(x: Tensor, generator: Generator, *, shift: float, rotation: float, scale: float) -> Tensor:
     """Move, turn and scale each image at random, uniformly within bounds; bilinear, zeros outside.
 
-    x: (B, C, H, W). shift: pixels; rotation: degrees; scale: relative.
+    x: (B, C, H, W). The bounds are of the shift in pixels, the rotation in degrees, and the relative change of size.
     """
 
     def uniform(bound: float) -> Tensor:
