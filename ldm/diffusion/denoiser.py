@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ldm.artifacts import Artifact
@@ -13,29 +14,24 @@ from ldm.lazy import Module, Tensor, torch
 from ldm.networks import networks
 
 
+@dataclass(frozen=True, eq=False)
 class Denoiser:
-    """The expectation of x0 given x_t, as a network sees it.
+    """The expectation of x0 given x_t, as a network estimates it.
 
     The network is called with x_t scaled to unit variance (the data have unit variance), with t, and with labels where
-    it was trained on classes; its output is F (see `ldm.diffusion.prediction`).
+    it was trained on classes; its output is F (see `ldm.diffusion.prediction`). Raises: InputError where x0 does not
+    follow from F at the schedule's noisiest time.
     """
 
-    def __init__(
-        self,
-        network: Module,
-        schedule: Schedule,
-        prediction: Prediction,
-        shape: Sequence[int] = (),
-        class_sizes: Sequence[int] = (),
-    ) -> None:
-        """shape: of a sample, (C, h, w). class_sizes: the training images of each class; none without labels.
+    network: Module
+    schedule: Schedule
+    prediction: Prediction
+    shape: Sequence[int] = ()  # of a sample, (C, h, w)
+    class_sizes: Sequence[int] = ()  # the number of training images of each class; empty without labels
 
-        Raises: InputError where the prediction cannot be inverted at the schedule's start.
-        """
-        if schedule.alpha_t(torch.ones(1)) == 0 and not invertible_without_signal(prediction):
+    def __post_init__(self) -> None:
+        if self.schedule.alpha_t(torch.ones(1)) == 0 and not invertible_without_signal(self.prediction):
             raise InputError("at alpha = 0 this prediction says nothing of x0; choose x0, v, flow or edm")
-        self.network, self.schedule, self.prediction = network, schedule, prediction
-        self.shape, self.class_sizes = tuple(shape), list(class_sizes)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], shape: Sequence[int], class_sizes: Sequence[int] = ()) -> Denoiser:
@@ -49,13 +45,12 @@ class Denoiser:
         """The trained denoiser, in evaluation mode. Raises: InputError where the weights do not fit."""
         sizes = _class_sizes(artifact)
         denoiser = artifact.build(lambda config: cls.from_config(config, config["shape"], sizes))
-        artifact.load_into(denoiser.network)
-        denoiser.network.eval().to(device)
+        artifact.load_into(denoiser.network, device)
         return denoiser
 
     @property
     def device(self) -> Any:
-        """That of the network's weights."""
+        """The device of the network's weights."""
         return next(self.network.parameters()).device
 
     def predict(self, x_t: Tensor, level: Level, labels: Tensor | None = None) -> Tensor:
@@ -65,7 +60,7 @@ class Denoiser:
         return self.network(scaled.float(), level.t.float(), *condition).float()
 
     def x0(self, x_t: Tensor, level: Level, labels: Tensor | None = None) -> Tensor:
-        """The denoised x0, in the type of x_t."""
+        """The denoised x0, (B, C, h, w) in the type of x_t."""
         alpha_t, sigma_t = broadcast(level.alpha_t, x_t), broadcast(level.sigma_t, x_t)
         output = self.predict(x_t, level, labels)
         return x0_from(self.prediction, output, x_t, alpha_t, sigma_t).to(x_t.dtype)
@@ -82,7 +77,10 @@ class Denoiser:
 
 
 def _class_sizes(artifact: Artifact) -> list[int]:
-    """The training images of each class; none for a network without labels. Raises: InputError for anything else."""
+    """The number of training images of each class; empty for a network without labels.
+
+    Raises: InputError where the artifact states anything else.
+    """
     sizes = artifact.config.get("class_sizes", [])
     valid = isinstance(sizes, list) and all(type(size) is int and 0 <= size < 2**32 for size in sizes)
     if not valid or (sizes and not any(sizes)):
