@@ -31,7 +31,7 @@ def png(canvas: NDArray[np.uint8], scale: int = 2) -> bytes:
 
 
 def gif(frames: list[NDArray[np.uint8]], milliseconds: int, hold: int, scale: int = 2) -> bytes:
-    """An endless GIF animation, whose last frame stays for `hold` milliseconds."""
+    """An endless GIF animation: each frame stays for so many milliseconds, and the last one for `hold` milliseconds."""
     durations = [milliseconds] * (len(frames) - 1) + [hold]
     return _encode(frames, scale, "GIF", duration=durations, loop=0)
 
@@ -39,7 +39,5 @@ def gif(frames: list[NDArray[np.uint8]], milliseconds: int, hold: int, scale: in
 def _encode(frames: list[NDArray[np.uint8]], scale: int, form: str, **options: object) -> bytes:
     first, *rest = [Image.fromarray(f.repeat(scale, 0).repeat(scale, 1)) for f in frames]
     buffer = io.BytesIO()
-    if rest:
-        options |= {"save_all": True, "append_images": rest}
-    first.save(buffer, form, **options)
+    first.save(buffer, form, save_all=bool(rest), append_images=rest, **options)
     return buffer.getvalue()

@@ -23,7 +23,7 @@ class Toy(ABC):
         return None
 
     def score_samples(self, x: Points) -> dict[str, float]:
-        """Statistics of its own that samples (n, d) of this toy must match."""
+        """Scores of samples (n, d) that only make sense for this toy; by name."""
         return {}
 
 
@@ -48,23 +48,25 @@ class GaussianMixture(Toy):
         return np.logaddexp.reduce(exponents, 1) - norm
 
     def score_samples(self, x: Points) -> dict[str, float]:
-        """Mean and deviation around the nearest mode, and the share of samples in the poorest and the richest mode."""
-        distance = scipy.spatial.distance.cdist(x, self.means)
-        nearest = distance.argmin(1)
-        shares = np.bincount(nearest, minlength=len(self.means)) / len(x)
+        """The samples' mean offset from their nearest modes, along its largest axis, and their deviation around them.
+
+        Both are in units of `std`. The shares of the poorest and of the richest mode are times K, so that 1 is even.
+        """
+        nearest = scipy.spatial.distance.cdist(x, self.means).argmin(1)
+        shares = np.bincount(nearest, minlength=len(self.means)) / len(x) * len(self.means)
         around = x - self.means[nearest]
-        offset, std_ratio = np.abs(around.mean(0)).max() / self.std, np.sqrt((around**2).mean()) / self.std
-        least, most = shares.min() * len(shares), shares.max() * len(shares)
-        names = ("mode_offset", "mode_std_ratio", "smallest_share", "largest_share")
-        return dict(zip(names, map(float, (offset, std_ratio, least, most)), strict=True))
+        scores = {"mode_offset": np.abs(around.mean(0)).max() / self.std}
+        scores |= {"mode_std_ratio": np.sqrt((around**2).mean()) / self.std}
+        scores |= {"smallest_share": shares.min(), "largest_share": shares.max()}
+        return {name: float(value) for name, value in scores.items()}
 
 
 @toys.register
 def gaussian_1d(*, mean: float = 1.0, std: Positive = 0.01) -> Toy:
     """A narrow Gaussian on the line.
 
-    mean: mean
-    std: standard deviation
+    mean: mean of the Gaussian
+    std: its standard deviation
     """
     return GaussianMixture(np.array([[mean]]), std)
 
@@ -111,7 +113,7 @@ class Moons(Toy):
 def sliced_wasserstein(x: Points, y: Points, projections: int, rng: np.random.Generator) -> float:
     """Mean 1-Wasserstein distance of random one-dimensional projections (Rabin et al. 2012; Bonneel et al. 2015).
 
-    x: (n, d), y: (m, d). In one dimension it is the Wasserstein distance itself.
+    x: (n, d), y: (m, d). In one dimension there is one projection, and this is the Wasserstein distance itself.
     """
     directions = rng.standard_normal((projections if x.shape[1] > 1 else 1, x.shape[1]))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
@@ -119,7 +121,7 @@ def sliced_wasserstein(x: Points, y: Points, projections: int, rng: np.random.Ge
 
 
 def energy_distance(x: Points, y: Points) -> float:
-    """2 E‖X − Y‖ − E‖X − X'‖ − E‖Y − Y'‖, unbiased, so that it is 0 in the mean for equal distributions.
+    """2 E‖X − Y‖ − E‖X − X'‖ − E‖Y − Y'‖, estimated without bias: for equal distributions it is 0 on average.
 
     Székely & Rizzo 2013, Eq. 5.1. x: (n, d), y: (m, d).
     """
