@@ -17,7 +17,7 @@ Divergence = Callable[[Callable[[Tensor], Tensor], Tensor], tuple[Tensor, Tensor
 
 
 def exact_divergence(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """The trace of the Jacobian: one backward pass an element, so for low dimensions."""
+    """The trace of the Jacobian: one backward pass per element of a sample, so it serves low dimensions only."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         value = function(x)
@@ -30,9 +30,10 @@ def exact_divergence(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[T
 def log_likelihood(denoise: Denoise, x: Tensor, sigmas: Tensor, divergence: Divergence = exact_divergence) -> Tensor:
     """log p(x) in nats, (B,), of data seen through noise of the smallest positive level.
 
-    x: (B, …), data plus noise of the level sigmas[-2] (for small levels, the data). sigmas: (N + 1,), decreasing to 0,
-    as for sampling; the first is finite, and there the density is N(0, 1 + σ̄²), as sampling assumes. Integrated by
-    Heun's method between the levels, upwards; the error falls with N². Raises: InputError for other levels.
+    x: (B, …), data plus noise of the level sigmas[-2] (where that is small, the data will do). sigmas: (N + 1,),
+    decreasing to 0, as for sampling; the first is finite, and there the density is N(0, 1 + σ̄²), as sampling assumes.
+    The ODE is integrated by Heun's method from the smallest level up; the error falls with N². Raises: InputError for
+    other levels.
     """
     levels = check_sigmas(sigmas)[:-1].flip(0)  # increasing
     if not levels[-1].isfinite():
@@ -43,13 +44,12 @@ def log_likelihood(denoise: Denoise, x: Tensor, sigmas: Tensor, divergence: Dive
     def slope(at: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         return divergence(lambda y: y - denoise(y, sigma), at)
 
-    value, div = slope(x_bar, levels[0])
     for sigma, sigma_next in pairwise(levels):
         h = (sigma_next / sigma).log()
+        value, div = slope(x_bar, sigma)
         value_ahead, div_ahead = slope(x_bar + h * value, sigma_next)
         x_bar = x_bar + h * (value + value_ahead) / 2
         total = total + h * (div + div_ahead) / 2
-        value, div = slope(x_bar, sigma_next)
     variance = 1 + levels[-1] ** 2
     prior = -0.5 * (x_bar**2 / variance + (2 * math.pi * variance).log()).flatten(1).sum(1)
     return prior + total
