@@ -13,14 +13,12 @@ from ldm.sampling.levels import check_sigmas
 from ldm.sampling.noise import Streams
 from ldm.sampling.samplers import Noise, Sampler
 
-Batches = Iterable[Sequence[int]]  # of indices
-Label = int | None
-
 
 def draw_labels(streams: Streams, class_sizes: Sequence[int], label: int | None) -> Tensor | None:
-    """The classes of the samples of these streams, (B,): all `label`, or (None) drawn as often as in training.
+    """The classes of the samples of these streams, (B,), or None for networks without classes.
 
-    None for networks without classes. With classes it takes the first draw of every stream; the noise comes after it.
+    label: the class of all of them; None: each class is drawn as often as it occurs in training. Either way the classes
+    take the first draw of every stream, and the noise comes after it.
     """
     if not class_sizes:
         return None
@@ -34,8 +32,8 @@ def states(
     """The states x_t = alpha_t x̄ of a reverse process at the levels, (B, C, h, w): noise first, the sample last.
 
     sigmas: (N + 1,), decreasing, ends in 0. Data of unit variance are assumed, so a finite first level starts from
-    x̄ ~ N(0, 1 + σ̄²). An infinite one (alpha_t = 0) starts from noise alone, with one step in x,
-    x_s = alpha_s D + sigma_s eps, to the first finite level.
+    x̄ ~ N(0, 1 + σ̄²). An infinite one (alpha_t = 0) starts from noise alone, with one step in x_t rather than in x̄,
+    x_s = alpha_s D + sigma_s eps, to the first finite level. D is the denoised x0.
     """
     check_sigmas(sigmas)
     alphas = [denoiser.schedule.at_sigma(sigma).alpha_t for sigma in sigmas[:-1]] + [torch.ones_like(sigmas[-1])]
@@ -54,14 +52,14 @@ def states(
 
 
 def last_state(states: Iterator[Tensor]) -> Tensor:
-    """The sample alone."""
+    """The sample: the last of the states, of which no other is kept."""
     return deque(states, maxlen=1).pop()
 
 
 class Samples(NamedTuple):
-    """A batch of samples: x (B, C, h, w) in float32, their classes (B,) or None, and states of the first few.
+    """A batch of samples: x (B, C, h, w) in float32, their classes (B,) or None, and the states of the first few.
 
-    trajectory: (shown, N + 1, C, h, w) in float32 on the CPU; None where none are shown.
+    trajectory: these states, (shown, N + 1, C, h, w) in float32 on the CPU; None where none are asked for.
     """
 
     x: Tensor
@@ -73,18 +71,17 @@ def sample_batches(
     denoiser: Guided,
     sampler: Sampler,
     sigmas: Tensor,
-    batches: Batches,
+    batches: Iterable[Sequence[int]],
     *,
     seed: int,
-    label: Label = None,
+    label: int | None = None,
     shown: int = 0,
     precision: Precision = "fp32",
 ) -> Iterator[Samples]:
-    """Draw samples, one batch of indices after the other.
+    """Draw samples, batch by batch. batches: the numbers (indices) of the samples, each of which has its own noise.
 
-    label: the class of all of them; None: each drawn as often as in training. shown: samples of the first batch whose
-    states are kept. precision: of the networks; the states are float64. Raises: InputError for a class that the
-    networks were not trained on.
+    label: as for `draw_labels`. shown: how many samples of the first batch have their states kept. precision: of the
+    networks; the states are float64. Raises: InputError for a class that the networks were not trained on.
     """
     denoiser.check_label(label)
     for indices in batches:
@@ -100,5 +97,5 @@ def sample_batches(
 
 
 def split_range(first: int, n: int, batch_size: int) -> list[range]:
-    """n indices from `first` on, in batches."""
+    """The n indices from `first` on, in batches of at most `batch_size`."""
     return [range(i, min(i + batch_size, first + n)) for i in range(first, first + n, batch_size)]
