@@ -1,9 +1,9 @@
 """The samplers, side by side: each is a generator over decreasing noise levels σ̄ that yields every state x̄.
 
 `denoise(x, sigma) -> denoised` works in σ-space (x̄ = x_t / alpha_t, σ̄ = sigma_t / alpha_t), where the
-probability-flow ODE is dx̄/dσ̄ = (x̄ − D) / σ̄ for every schedule (Karras et al. 2022, arXiv:2206.00364, Eq. 1 and
-section 2). x: (B, …), the state at sigmas[0]; sigmas: (N + 1,), the last one 0; `noise()` draws standard normal noise
-of the shape of x.
+probability-flow ODE is dx̄/dσ̄ = (x̄ − D) / σ̄ for every schedule, with D the denoised x0 (Karras et al. 2022,
+arXiv:2206.00364, Eq. 1 and section 2). x: (B, …), the state at sigmas[0]; sigmas: (N + 1,), the last one 0; `noise()`
+draws standard normal noise of the shape of x. An evaluation is one call of `denoise`.
 """
 
 import math
@@ -49,7 +49,7 @@ def heun(
     S_churn: how much noise is renewed over the whole run; above 0 it needs a schedule of continuous time
     S_min: smallest σ̄ at which noise is added
     S_max: largest σ̄ at which noise is added
-    S_noise: deviation of the added noise; 1, or slightly more
+    S_noise: standard deviation of the added noise; 1, or slightly more
     """
     gamma = min(S_churn / max(len(sigmas) - 1, 1), math.sqrt(2) - 1)
     for sigma, sigma_next in pairwise(sigmas):
@@ -165,11 +165,10 @@ def _slope(sigma: Tensor, denoised: Tensor, sigma_before: Tensor, before: Tensor
 def euler_maruyama(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> States:
     """Euler–Maruyama on the reverse-time SDE, first order (Song et al. 2021, arXiv:2011.13456, Eq. 6).
 
-    The last step, from the smallest level to σ̄ = 0, adds no noise: it returns the mean E[x0 | x̄].
+    It is the predictor of `predictor_corrector` alone. The last step, from the smallest level to σ̄ = 0, adds no noise:
+    it returns the mean E[x0 | x̄].
     """
-    for sigma, sigma_next in pairwise(sigmas):
-        x = reverse_step(x, denoise(x, sigma), sigma, sigma_next, noise)
-        yield x
+    return predictor_corrector(denoise, x, sigmas, noise, corrections=0)
 
 
 @samplers.register
@@ -178,15 +177,19 @@ def predictor_corrector(
 ) -> States:
     """Predictor–corrector sampling with Langevin steps (Song et al. 2021, arXiv:2011.13456, Algs. 2 and 4).
 
-    Each step is one of Euler–Maruyama, corrected at the new level; the last one, to σ̄ = 0, returns the mean. The step
-    size 2 (r ‖z‖ / ‖score‖)² takes the norms of one sample, not of the batch's mean, so that no sample depends on
-    others.
+    Each step is one of Euler–Maruyama on the reverse-time SDE, which in σ-space is dx̄ = (D − x̄) / σ̄² du + dW for every
+    schedule, with u the variance removed so far. It is then corrected at the new level; the last step, to σ̄ = 0,
+    returns the mean. The size 2 (r ‖z‖ / ‖score‖)² of a Langevin step takes the norms of one sample, not their means
+    over the batch, so that no sample depends on others.
 
     corrections: Langevin steps at each level
     snr: size of a Langevin step, the paper's ratio r
     """
     for sigma, sigma_next in pairwise(sigmas):
-        x = reverse_step(x, denoise(x, sigma), sigma, sigma_next, noise)
+        removed = sigma**2 - sigma_next**2  # variance
+        x = x + removed / sigma**2 * (denoise(x, sigma) - x)
+        if sigma_next > 0:
+            x = x + removed.sqrt() * noise()
         for _ in range(corrections if sigma_next > 0 else 0):
             score, z = (denoise(x, sigma_next) - x) / sigma_next**2, noise()
             ratio = z.flatten(1).norm(dim=1) / score.flatten(1).norm(dim=1)  # (B,)
@@ -198,13 +201,3 @@ def predictor_corrector(
 def step_to(x: Tensor, denoised: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
     """One step along the ODE's tangent: Euler in σ-space, which is DDIM with η = 0."""
     return denoised + (sigma_next / sigma) * (x - denoised)
-
-
-def reverse_step(x: Tensor, denoised: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Noise) -> Tensor:
-    """One Euler–Maruyama step of the reverse-time SDE, without noise where it ends at σ̄ = 0.
-
-    In σ-space that SDE is dx̄ = (D − x̄) / σ̄² du + dW for every schedule, with u the variance removed so far.
-    """
-    removed = sigma**2 - sigma_next**2
-    mean = x + removed / sigma**2 * (denoised - x)
-    return mean + removed.sqrt() * noise() if sigma_next > 0 else mean
