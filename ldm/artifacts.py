@@ -68,9 +68,24 @@ class Artifact:
         Raises: InputError unless names, shapes and dtypes agree.
         """
         expected = {name: (str(tensor.dtype), tuple(tensor.shape)) for name, tensor in network.state_dict().items()}
-        _check_tensors(self.path, self.kind, self.tensors, expected)
+        self._check_tensors(expected)
         network.load_state_dict(self.tensors)
         return network.eval().to(device)
+
+    def _check_tensors(self, expected: Mapping[str, tuple[str, tuple[int | None, ...]]]) -> None:
+        """Compare with name → dtype, and the size of each dimension (None: any).
+
+        Raises: InputError for a tensor too many or too few, or one of another dtype or shape.
+        """
+        for name in sorted(expected.keys() ^ self.tensors.keys()):
+            problem = "missing" if name in expected else "not part of it"
+            raise InputError(f"{self.path}: tensor {name!r} is {problem}; {_remedy(self.kind)}")
+        for name, (dtype, sizes) in expected.items():
+            own, shape = str(self[name].dtype), tuple(self[name].shape)
+            fits = len(shape) == len(sizes) and all(w in (None, s) for s, w in zip(shape, sizes, strict=True))
+            if own != dtype or not fits:
+                wanted = f"{dtype} {tuple('any' if size is None else size for size in sizes)} is expected"
+                raise InputError(f"{self.path}: tensor {name!r} is {own} {shape}, but {wanted}; {_remedy(self.kind)}")
 
 
 def save(
@@ -118,9 +133,10 @@ def load(path: Path, kind: str) -> Artifact:
         raise InputError(f"{path} is truncated, corrupt or not an artifact of this project; {_remedy(kind)}")
     if (schema, found) != (SCHEMA, kind):
         raise InputError(f"{path} holds {found!r} in schema {schema}, not {kind!r} in schema {SCHEMA}; {_remedy(kind)}")
+    artifact = Artifact(path, kind, tensors, meta["config"], meta["lineage"], hashlib.sha256(raw).hexdigest())
     if kind in TENSORS:
-        _check_tensors(path, kind, tensors, _expected(kind, tensors))
-    return Artifact(path, kind, tensors, meta["config"], meta["lineage"], hashlib.sha256(raw).hexdigest())
+        artifact._check_tensors(_expected(kind, tensors))
+    return artifact
 
 
 def merge_lineage(artifacts: Sequence[Artifact]) -> dict[str, str]:
@@ -176,9 +192,9 @@ def _as_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None) ->
     return safetensors_torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata)
 
 
-def _expected(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, tuple[int | None, ...]]]:
-    """The tensors that TENSORS lists for a kind: name → dtype, and the size of each dimension (None: any)."""
-    expected: dict[str, tuple[str, tuple[int | None, ...]]] = {}
+def _expected(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, tuple[None, ...]]]:
+    """The tensors that TENSORS lists for a kind: name → dtype, and None for each dimension."""
+    expected: dict[str, tuple[str, tuple[None, ...]]] = {}
     for pattern, form in TENSORS[kind].items():
         for split in ("train", "validation", "test") if "*" in pattern else ("",):
             name, optional = pattern.replace("*", split).rstrip("?"), pattern.endswith("?")
@@ -186,21 +202,6 @@ def _expected(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, 
             if name in tensors or not optional:
                 expected[name] = f"torch.{dtype}", (None,) * len(dimensions)
     return expected
-
-
-def _check_tensors(
-    path: Path, kind: str, tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[str, Any]]
-) -> None:
-    """Raises: InputError for a tensor too many or too few, or one of another dtype or shape."""
-    for name in sorted(expected.keys() ^ tensors.keys()):
-        problem = "missing" if name in expected else "not part of it"
-        raise InputError(f"{path}: tensor {name!r} is {problem}; {_remedy(kind)}")
-    for name, (dtype, sizes) in expected.items():
-        actual, shape = str(tensors[name].dtype), tuple(tensors[name].shape)
-        fits = len(shape) == len(sizes) and all(w in (None, s) for s, w in zip(shape, sizes, strict=True))
-        if actual != dtype or not fits:
-            wanted = f"{dtype} {tuple('any' if size is None else size for size in sizes)}"
-            raise InputError(f"{path}: tensor {name!r} is {actual} {shape}, but {wanted} is expected; {_remedy(kind)}")
 
 
 def _remedy(kind: str) -> str:
