@@ -29,13 +29,12 @@ def rank() -> int:
 def check_divides(batch_size: int, processes: int) -> None:
     """Raises: InputError unless the processes can have equal slices of a batch."""
     if batch_size % processes:
-        raise InputError(
-            f"batch_size {batch_size} is not divisible by {processes} processes; use a multiple of {processes}"
-        )
+        remedy = f"use a multiple of {processes}"
+        raise InputError(f"batch_size {batch_size} is not divisible by {processes} processes; {remedy}")
 
 
 def local_slice(batch_size: int) -> slice:
-    """This process's slice of a batch. Raises: InputError where the slices would not be equal."""
+    """The slice of a batch that this process computes. Raises: InputError where the slices would not be equal."""
     check_divides(batch_size, world_size())
     size = batch_size // world_size()
     return slice(rank() * size, (rank() + 1) * size)
@@ -51,12 +50,11 @@ def check_draws_nothing(network: nn.Module) -> None:
     """Raises: InputError where a network in several processes draws random numbers of its own."""
     for name, module in network.named_modules() if world_size() > 1 else ():
         if isinstance(module, nn.Dropout) and module.p > 0:
-            problem = f"dropout {module.p:g} ({name}) differs between processes"
-            raise InputError(f"{problem}; set it to 0, or use one process")
+            raise InputError(f"dropout {module.p:g} ({name}) differs between processes; set it to 0 or use one process")
 
 
 def average_gradients(network: nn.Module) -> None:
-    """Give every process the mean of the gradients of all, which are of equal slices of a batch."""
+    """Give every process the mean of all processes' gradients, in place; their slices of the batch are equal."""
     if world_size() == 1:
         return
     gradients = [weight.grad for weight in network.parameters() if weight.grad is not None]
@@ -76,24 +74,22 @@ def all_reduce_mean(x: Tensor) -> Tensor:
 
 def all_reduce_max(x: int) -> int:
     """The maximum over all processes of one whole number, sent over the CPU."""
-    if world_size() == 1:
-        return x
     number = torch.tensor(x)
-    dist.all_reduce(number, dist.ReduceOp.MAX)
+    if world_size() > 1:
+        dist.all_reduce(number, dist.ReduceOp.MAX)
     return int(number)
 
 
 def broadcast(x: Any) -> Any:
-    """What the first process has."""
-    if world_size() == 1:
-        return x
+    """Give every process the first one's x, which may be any object."""
     box = [x]
-    dist.broadcast_object_list(box)
+    if world_size() > 1:
+        dist.broadcast_object_list(box)
     return box[0]
 
 
 def gather(x: Tensor) -> list[Tensor]:
-    """What every process has, in the first one; in the others nothing."""
+    """The tensors x of all processes, in their order, for the first process; for the others an empty list."""
     if world_size() == 1:
         return [x]
     tensors: list[Any] = [None] * world_size()
