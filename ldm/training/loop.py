@@ -18,21 +18,22 @@ from ldm.training.muon import Muon
 from ldm.training.settings import Optimisation
 
 State = dict[str, Tensor]
+Loss = Callable[[Tensor], Tensor]  # the indices of a batch, (size,) → its mean loss, a scalar
 WARM_UP = 3  # steps before a CUDA graph is recorded
 
 
 @dataclass(frozen=True)
 class Record:
-    """A point of the training curve: the mean training loss since the last point, and the state."""
+    """A point of the training curve, and the averaged network there."""
 
-    step: int
-    loss: float
+    step: int  # steps taken, the skipped ones included
+    loss: float  # mean training loss since the last record, over the steps that were not skipped
     skipped: int  # steps skipped so far for a non-finite loss or gradient
     averaged: nn.Module  # the averaged network, in evaluation mode
 
 
 class Diverged(InputError):
-    """Too many non-finite steps in a row; `averaged` is the last good network."""
+    """Too many steps in a row had a non-finite loss or gradient; `averaged` is the averaged network, left finite."""
 
     def __init__(self, message: str, averaged: nn.Module) -> None:
         super().__init__(message)
@@ -40,7 +41,7 @@ class Diverged(InputError):
 
 
 class Batches:
-    """Endless index batches: every epoch a fresh permutation, batches running on across epochs."""
+    """Batches of indices below n, without end: each epoch is a fresh permutation, and batches run on across epochs."""
 
     def __init__(self, n: int, size: int, generator: Generator) -> None:
         self.n, self.size, self.generator = n, size, generator
@@ -59,21 +60,20 @@ class Training:
     """Minimise `loss(index)`, the mean loss of a batch of `order`, by AdamW and Muon; average the weights.
 
     All that a step depends on is in `state()`: given back by `load_state`, the run goes on to the same bits. `loss` may
-    draw from the order's generator and from torch's own, and from no other. Under torchrun it is the mean loss of this
-    process's slice (`ldm.training.distributed`).
+    draw random numbers from the order's generator and from torch's global one, and from no other. Under torchrun it is
+    the mean loss of this process's slice of the batch (`ldm.training.distributed`).
 
-    A step never waits for the device: a non-finite loss or gradient changes neither weights nor buffers, and is counted
-    there; what changes from step to step (the batch, the learning rates, the weight of the average) is put into tensors
-    there before it. So a step can be recorded as a CUDA graph, and replayed.
+    A step never waits for the device. One whose loss or gradient is not finite is skipped: it changes neither weights
+    nor buffers, and is counted on the device. What differs from step to step (the batch, the learning rates, the weight
+    of the average) is put into tensors on the device beforehand. So a step can be replayed as a CUDA graph.
     """
 
-    def __init__(
-        self, network: nn.Module, loss: Callable[[Tensor], Tensor], settings: Optimisation, order: Batches
-    ) -> None:
+    def __init__(self, network: nn.Module, loss: Loss, settings: Optimisation, order: Batches) -> None:
         self.network, self.loss, self.settings, self.order = network, loss, settings, order
         self.device = next(network.parameters()).device
         self.optimizers = optimizers(network, settings)
         self.averaged = copy.deepcopy(network).requires_grad_(False).eval()
+        self.modules = {"network": network, "averaged": self.averaged}  # by their names in the state
         own, average = network.state_dict(keep_vars=True), self.averaged.state_dict()
         self.averages = [(average[name], tensor) for name, tensor in own.items()]
         # a forward pass changes the buffers of batch norm
@@ -81,8 +81,8 @@ class Training:
         if settings.compile:
             check_compiler(self.device)
             network.compile()
-        if settings.capture:
-            check_capture(self.device)
+        if settings.capture and (self.device.type != "cuda" or distributed.world_size() > 1):
+            raise InputError("capture records a step of one process on a GPU; set it to false")
         distributed.check_draws_nothing(network)
         self.step = 0
         self.index = torch.empty(order.size, dtype=torch.long, device=self.device)
@@ -121,7 +121,7 @@ class Training:
         loss = distributed.all_reduce_mean(loss.detach())
         good = loss.isfinite() & norm.isfinite()
         for optimizer in self.optimizers.values():
-            # the fused kernel skips the step, as for a GradScaler
+            # the fused kernel skips the step where this is not 0; torch's GradScaler sets it likewise
             optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]
             optimizer.step()
         for buffer, old in zip(self.buffers, before, strict=True):
@@ -145,7 +145,11 @@ class Training:
                 average.copy_(tensor)
 
     def _replay(self) -> None:
-        """`_take` as a CUDA graph, recorded after some steps on a stream of their own, which allocate what it needs."""
+        """Take a step as a CUDA graph of `_take`.
+
+        Before it is recorded, some steps are taken on a CUDA stream of their own, as torch demands; these allocate what
+        the graph needs.
+        """
         if self.warmed_up < WARM_UP:
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
@@ -178,7 +182,7 @@ class Training:
     def state(self) -> State:
         """Everything that a step depends on, as tensors on the CPU."""
         tensors = {"counts": torch.tensor([self.step, self.seen]), "sums": self.sums, "order.rest": self.order.rest}
-        for prefix, module in self._modules():
+        for prefix, module in self.modules.items():
             tensors |= {f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()}
         for prefix, optimizer in self.optimizers.items():
             for i, moments in optimizer.state_dict()["state"].items():
@@ -194,14 +198,14 @@ class Training:
         def under(prefix: str) -> State:
             return {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
 
-        for prefix, module in self._modules():
+        for prefix, module in self.modules.items():
             module.load_state_dict(under(f"{prefix}."))
         for prefix, optimizer in self.optimizers.items():
             weights = optimizer.param_groups[0]["params"]
             moments: dict[int, State] = {}
             for key, tensor in under(f"{prefix}.").items():
                 index, _, moment = key.partition(".")
-                like = weights[int(index)]  # the fused kernel pairs memory, so the layout must be the weight's
+                like = weights[int(index)]  # the fused kernel walks both in memory order, so the layouts must agree
                 own = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
                 moments.setdefault(int(index), {})[moment] = own
             optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
@@ -212,9 +216,6 @@ class Training:
         torch.set_rng_state(state["stream.torch"])
         if "stream.cuda" in state:
             torch.cuda.set_rng_state(state["stream.cuda"], self.device)
-
-    def _modules(self) -> list[tuple[str, nn.Module]]:
-        return [("network", self.network), ("averaged", self.averaged)]
 
 
 def optimizers(network: nn.Module, settings: Optimisation) -> dict[str, torch.optim.Optimizer]:
@@ -240,12 +241,6 @@ def check_compiler(device: torch.device) -> None:
         raise InputError(f"compile needs a C++ compiler, not {compiler!r}; install g++, set CXX, or unset compile")
     if device.type == "cuda" and find_spec("triton") is None:
         raise InputError("compile needs the package triton on a GPU; install it, or set compile to false")
-
-
-def check_capture(device: torch.device) -> None:
-    """Raises: InputError where a step cannot be recorded as a CUDA graph."""
-    if device.type != "cuda" or distributed.world_size() > 1:
-        raise InputError("capture records a step of one process on a GPU; set it to false")
 
 
 def ramped_decay(decay: float, n: int) -> float:
