@@ -30,7 +30,7 @@ Options = Annotated[dict[str, dict[str, Any]], Field(default_factory=dict)]  # n
 
 
 class Section(BaseModel):
-    """A mapping of params.yaml: no unknown key, no type coerced, no NaN; every key without a default is required."""
+    """A mapping of params.yaml; it refuses unknown keys, other types, NaN, and the lack of a key without default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -63,7 +63,7 @@ class Section(BaseModel):
         return self
 
     def build(self, word: str) -> Any:
-        """What the field `word` chose, with its options. Raises: InputError."""
+        """What the field `word` chose, with its options. Raises: InputError for an unknown name or bad options."""
         registry = choices_of(type(self))[word]
         name = getattr(self, word)
         return registry.build(name, getattr(self, registry.name).get(name, {}))
@@ -89,7 +89,6 @@ class Registry(Generic[T]):
         """name: the plural by which messages, params.yaml and artifacts call the table of options."""
         self.name = name
         self.functions: dict[str, Callable[..., Any]] = {}
-        self._options: dict[str, type[Section]] = {}
 
     def register(self, function: F) -> F:
         """Add a function by its name, or a class by its name in snake_case; a decorator, which changes neither."""
@@ -104,13 +103,10 @@ class Registry(Generic[T]):
         if name not in self.functions:
             known = ", ".join(sorted(self.functions))
             raise InputError(f"unknown name {name!r} among the {self.name}: known are {known}")
-        if name not in self._options:
-            function = self.functions[name]
-            arguments = signature(function).parameters.values()
-            fields: dict[str, Any] = {a.name: (a.annotation, a.default) for a in arguments if a.kind is a.KEYWORD_ONLY}
-            model = create_model(f"{self.name}.{name}", __base__=Section, __doc__=function.__doc__, **fields)
-            self._options[name] = model
-        return self._options[name]
+        function = self.functions[name]
+        arguments = signature(function).parameters.values()
+        fields: dict[str, Any] = {a.name: (a.annotation, a.default) for a in arguments if a.kind is a.KEYWORD_ONLY}
+        return create_model(f"{self.name}.{name}", __base__=Section, __doc__=function.__doc__, **fields)
 
     def parse(self, name: str, options: Any) -> Section:
         """The validated options of one choice. Raises: InputError for an unknown name or bad options."""
@@ -127,7 +123,10 @@ class Registry(Generic[T]):
         return bound() if options_alone else bound
 
     def chosen(self, config: Mapping[str, Any], word: str) -> T:
-        """What the plain configuration of an artifact chose by `word`. Raises: InputError or LookupError."""
+        """What an artifact's configuration chose in its field `word`, with the options recorded there.
+
+        Raises: InputError for an unknown name or bad options; LookupError where the configuration lacks them.
+        """
         return self.build(config[word], config[self.name][config[word]])
 
 
@@ -147,7 +146,7 @@ def choices_of(section: type[Section]) -> dict[str, Registry[Any]]:
 
 
 def _first_problem(cls: type[Section], error: ValidationError, where: str) -> str:
-    """One line from pydantic's report."""
+    """The first problem of pydantic's report, in one line, and the number of further ones."""
     problem = error.errors()[0]
     place = ".".join([where, *map(str, problem["loc"])])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
