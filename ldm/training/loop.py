@@ -89,7 +89,8 @@ class Training:
         self.average_weight = torch.ones((), device=self.device)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.warmed_up = 0  # steps taken before the graph is recorded
-        # on the device: loss summed since the last record; steps skipped so far, since then, in a row, most in a row
+        # on the device: the sum of the losses since the last record, and the numbers of steps skipped in all, since the
+        # last record, in a row up to now, and in a row at most
         self.sums = torch.zeros(5, device=self.device, dtype=torch.float64)
         self.seen = 0  # steps since the last record
 
@@ -101,8 +102,10 @@ class Training:
             rate = learning_rate(settings, self.step, settings.muon_lr if name == "muon" else settings.lr)
             for group in optimizer.param_groups:
                 group["lr"].fill_(rate)
-        # the first weights are not averaged in
-        self.average_weight.fill_(1 if self.step == 1 else 1 - ramped_decay(settings.ema_decay, self.step - 1))
+        # after n steps the decay is at most (1 + n) / (10 + n), the ramp of TensorFlow's ExponentialMovingAverage: it
+        # forgets the first weights, and those from before the first step are not averaged in
+        decay = min(settings.ema_decay, self.step / (9 + self.step)) if self.step > 1 else 0
+        self.average_weight.fill_(1 - decay)
         self.index.copy_(next(self.order))
         self._replay() if settings.capture else self._take()
         self.seen += 1
@@ -241,14 +244,6 @@ def check_compiler(device: torch.device) -> None:
         raise InputError(f"compile needs a C++ compiler, not {compiler!r}; install g++, set CXX, or unset compile")
     if device.type == "cuda" and find_spec("triton") is None:
         raise InputError("compile needs the package triton on a GPU; install it, or set compile to false")
-
-
-def ramped_decay(decay: float, n: int) -> float:
-    """The decay of the average after n updates, min(decay, (1 + n) / (10 + n)), which forgets the first weights.
-
-    The ramp is that of TensorFlow's ExponentialMovingAverage.
-    """
-    return min(decay, (1 + n) / (10 + n))
 
 
 def learning_rate(settings: Optimisation, step: int, peak: float) -> float:
