@@ -32,8 +32,7 @@ def png(canvas: NDArray[np.uint8], scale: int = 2) -> bytes:
 
 def gif(frames: list[NDArray[np.uint8]], milliseconds: int, hold: int, scale: int = 2) -> bytes:
     """An endless GIF animation: each frame stays for so many milliseconds, and the last one for `hold` milliseconds."""
-    durations = [milliseconds] * (len(frames) - 1) + [hold]
-    return _encode(frames, scale, "GIF", duration=durations, loop=0)
+    return _encode(frames, scale, "GIF", duration=[milliseconds] * (len(frames) - 1) + [hold], loop=0)
 
 
 def _encode(frames: list[NDArray[np.uint8]], scale: int, form: str, **options: object) -> bytes:

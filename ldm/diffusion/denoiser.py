@@ -62,8 +62,7 @@ class Denoiser:
     def x0(self, x_t: Tensor, level: Level, labels: Tensor | None = None) -> Tensor:
         """The denoised x0, (B, C, h, w) in the type of x_t."""
         alpha_t, sigma_t = broadcast(level.alpha_t, x_t), broadcast(level.sigma_t, x_t)
-        output = self.predict(x_t, level, labels)
-        return x0_from(self.prediction, output, x_t, alpha_t, sigma_t).to(x_t.dtype)
+        return x0_from(self.prediction, self.predict(x_t, level, labels), x_t, alpha_t, sigma_t).to(x_t.dtype)
 
     def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """Denoise in σ-space: x = x_t / alpha_t (B, C, h, w), sigma the scalar σ̄ > 0, labels (B,).

@@ -1,4 +1,4 @@
-"""The layers of the tutorial's U-Net."""
+"""The layers of the U-Net of the tutorial that `recipes/blog_ldm` follows."""
 
 import math
 from collections.abc import Sequence
@@ -30,8 +30,7 @@ class ConvUNet(nn.Module):
             return Blocks([Block(a, c_out, embedding) for a in [c_in] + [c_out] * (blocks - 1)])
 
         self.down = nn.ModuleList([stack(a, b) for a, b in pairwise([shape[0], *channels])])
-        ups = reversed(list(pairwise(channels)))
-        self.up = nn.ModuleList([stack(coarse + fine, fine) for fine, coarse in ups])
+        self.up = nn.ModuleList([stack(coarse + fine, fine) for fine, coarse in reversed(list(pairwise(channels)))])
         self.head = nn.Conv2d(channels[0], shape[0], 3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
@@ -49,7 +48,7 @@ class ConvUNet(nn.Module):
 
 
 class Blocks(nn.ModuleList):
-    """Blocks at one resolution."""
+    """Blocks at one resolution, one after the other."""
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         for block in self:
