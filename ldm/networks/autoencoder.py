@@ -17,12 +17,12 @@ from ldm.images import from_uint8, to_uint8
 from ldm.networks.latents import Posterior, Standardiser
 from ldm.networks.options import autoencoders
 
-PATCH = 4  # pixels a side that one place of the latent grid stands for
-GROUPS = 8
+PATCH = 4  # each place of the latent grid stands for a square of this many pixels a side
+GROUPS = 8  # of the group norms
 
 
 class Autoencoder(nn.Module):
-    """What every choice among the autoencoders builds."""
+    """The base of all autoencoders."""
 
     def encode(self, x: Tensor) -> Posterior:
         """Images (B, C, H, W) in [0, 1] → the posterior of their latents, (B, c, h, w)."""
@@ -91,9 +91,7 @@ def norm_act(channels: int) -> tuple[nn.Module, nn.Module]:
 
 def from_config(config: Mapping[str, Any], shape: Sequence[int]) -> Autoencoder:
     """Build from a resolved `train_vae` section, for images (C, H, W). Weights are random."""
-    autoencoder = autoencoders.chosen(config, "autoencoder")(shape)
-    assert isinstance(autoencoder, Autoencoder)
-    return autoencoder
+    return autoencoders.chosen(config, "autoencoder")(shape)
 
 
 def from_artifact(artifact: Artifact | None, device: str = "cpu") -> Autoencoder:

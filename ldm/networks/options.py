@@ -6,7 +6,7 @@
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -15,8 +15,9 @@ from ldm.config import Count, Rate, Registry
 from ldm.errors import InputError
 from ldm.lazy import Module
 
-Shape = tuple[int, ...]  # (C, H, W) of an image, or (C, h, w) of a latent
-Build = Callable[..., Module]  # (shape) → a module; of a network that takes classes, (shape, classes=0)
+# (shape) → a module, or (shape, classes=0) for a network that takes classes; shape: (C, H, W) of an image, (C, h, w) of
+# a latent
+Build = Callable[..., Module]
 Sizes = Annotated[tuple[int, ...], Field(strict=False, min_length=1)]
 Even = Annotated[int, Field(ge=2, multiple_of=2)]
 EvenFrom4 = Annotated[int, Field(ge=4, multiple_of=2)]
@@ -24,7 +25,7 @@ Eights = Annotated[int, Field(ge=8, multiple_of=8)]
 FEATURES = 128  # width of the classifiers' features
 
 networks: Registry[Build] = Registry("networks")  # F = network(x_t, t[, labels])
-autoencoders: Registry[Build] = Registry("autoencoders")
+autoencoders: Registry[Callable[..., Any]] = Registry("autoencoders")  # (shape) → an `autoencoder.Autoencoder`
 classifiers: Registry[Build] = Registry("classifiers")  # the body, up to the features
 
 
