@@ -19,12 +19,12 @@ Length = Annotated[int, Field(ge=1, le=100_000)]
 
 
 class Chain(Schedule):
-    """T levels, the i-th of them, i = 1 … T, at t = i / T; a time between two of them stands for the next one above."""
+    """T levels, the i-th of them, i = 1 … T, at t = i / T; a time between two levels is taken for the later one's."""
 
     def __init__(self, alphas: Tensor, sigmas: Tensor) -> None:
         """alphas, sigmas: alpha_t and sigma_t, (T,), from the least noise to the most.
 
-        Raises: InputError unless the noise grows.
+        Raises: InputError unless sigma_t / alpha_t grows from each level to the next.
         """
         if not ((sigmas[1:] / alphas[1:]) > (sigmas[:-1] / alphas[:-1])).all():
             raise InputError("the noise must grow from step to step of a chain, but it does not")
@@ -39,7 +39,7 @@ class Chain(Schedule):
         return self._on(t.device)[1][self._index(t)]
 
     def time_of(self, half_log_snr: Tensor) -> Tensor:
-        """The time of the chain whose level is nearest."""
+        """The times of the levels whose half-log-SNRs are nearest; same shape."""
         alphas, sigmas = self._on(half_log_snr.device)
         levels = (alphas.log() - sigmas.log()).flip(0)  # increasing
         bounds = (levels[1:] + levels[:-1]) / 2
@@ -49,7 +49,7 @@ class Chain(Schedule):
         return (self._index(t) + 1).double() / self.length
 
     def _index(self, t: Tensor) -> Tensor:
-        rounded = (t.double() * self.length - 0.01).ceil().long() - 1  # i / T is its own point, also in float32
+        rounded = (t.double() * self.length - 0.01).ceil().long() - 1  # in float32, i / T may lie above itself
         return rounded.clamp(0, self.length - 1)
 
     def _on(self, device: Any) -> tuple[Tensor, Tensor]:
@@ -62,9 +62,9 @@ class Chain(Schedule):
 def variance_preserving(betas: Tensor, *, zero_terminal_snr: bool) -> Chain:
     """The chain of these βs: alpha_t² = ᾱ_i = ∏ (1 − β_s) and sigma_t² = 1 − ᾱ_i.
 
-    Ho et al. 2020, arXiv:2006.11239, Eq. 4. betas: (T,) in (0, 1). With zero_terminal_snr, √ᾱ is shifted to end at 0
-    and scaled to keep its first value (Lin et al. 2024, arXiv:2305.08891, Alg. 1). Raises: InputError for a β outside
-    (0, 1), which only the last one of a chain without terminal signal may reach.
+    Ho et al. 2020, arXiv:2006.11239, Eq. 4. betas: (T,). With zero_terminal_snr, √ᾱ is shifted to end at 0 and scaled
+    to keep its first value (Lin et al. 2024, arXiv:2305.08891, Alg. 1). Raises: InputError for a β outside (0, 1),
+    except that with zero_terminal_snr the last one may be 1, and for zero_terminal_snr where T is 1.
     """
     length = len(betas)
     inner = betas[:-1] if zero_terminal_snr and betas[-1] == 1 else betas
@@ -80,7 +80,7 @@ def variance_preserving(betas: Tensor, *, zero_terminal_snr: bool) -> Chain:
 
 
 def beta_schedule(shape: Callable[[Tensor, float, float], Tensor]) -> Callable[[Tensor, float, float], Tensor]:
-    """Register the chain whose βs, at T = 1000, follow `shape(u, beta_start, beta_end)` for u from 0 to 1."""
+    """Register the chain whose T values of β follow `shape(u, beta_start, beta_end)`, for u from 0 to 1."""
 
     def build(
         *,

@@ -19,7 +19,7 @@ def eps(alpha_t: Factor, sigma_t: Factor) -> tuple[Factor, Factor]:
 
 @predictions.register
 def x0(alpha_t: Factor, sigma_t: Factor) -> tuple[Factor, Factor]:
-    """The data."""
+    """The clean data."""
     return 1.0, 0.0
 
 
@@ -74,5 +74,5 @@ def x0_error_scale(prediction: Prediction, alpha_t: Tensor, sigma_t: Tensor) -> 
 
 
 def invertible_without_signal(prediction: Prediction) -> bool:
-    """Whether x0 follows from F at alpha_t = 0, where x_t = eps says nothing of it."""
+    """Whether x0 follows from F at alpha_t = 0, where x_t is the noise alone and tells nothing of x0."""
     return bool(prediction(0.0, 1.0)[0] != 0)

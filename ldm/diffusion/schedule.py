@@ -13,7 +13,7 @@ from ldm.config import Registry
 from ldm.errors import InputError
 from ldm.lazy import Tensor, torch
 
-SNR_OF_NOISE = 1e-3  # a terminal SNR up to which N(0, alpha_t² + sigma_t²) passes for the marginal at t = 1
+SNR_OF_NOISE = 1e-3  # up to this SNR at the start, sampling may start from noise alone, N(0, alpha_t² + sigma_t²)
 
 
 class Level(NamedTuple):
@@ -24,7 +24,7 @@ class Level(NamedTuple):
     sigma_t: Tensor
 
     def expand(self, x: Tensor) -> Level:
-        """A scalar level, on the CPU, for samples x (B, …), on their device, which is not waited for: each (B,)."""
+        """Repeat a scalar level on the CPU for samples x (B, …), on their device, which is not waited for: all (B,)."""
         return Level(*(x.new_full((len(x),), value.item(), dtype=torch.float64) for value in self))
 
 
@@ -43,7 +43,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def time_of(self, half_log_snr: Tensor) -> Tensor:
-        """The inverse of `half_log_snr`; same shape."""
+        """The times t at which `half_log_snr(t)` has these values; same shape."""
 
     def half_log_snr(self, t: Tensor) -> Tensor:
         """log(alpha_t / sigma_t): decreasing in t, −inf where alpha_t is 0."""
@@ -54,7 +54,7 @@ class Schedule(ABC):
         return t
 
     def at(self, t: Tensor) -> Level:
-        """The level at times t, each moved to the next one that a chain has."""
+        """The level at times t, each of which is moved first by `snap`."""
         t = self.snap(t)
         return Level(t, self.alpha_t(t), self.sigma_t(t))
 
@@ -65,8 +65,7 @@ class Schedule(ABC):
         """
         if not sigma > 0:
             raise InputError(f"cannot denoise at the noise level {sigma:g}; it must be above 0")
-        t = self.time_of(-sigma.log())
-        level = Level(t, self.alpha_t(t), self.sigma_t(t))
+        level = self.at(self.time_of(-sigma.log()))
         half_log_snr = level.alpha_t.log() - level.sigma_t.log()
         if self.length is not None and not torch.isclose(half_log_snr, -sigma.log(), rtol=0, atol=1e-6):
             raise InputError(f"the chain has no noise level {sigma:g}; heun with S_churn needs continuous time")
@@ -79,8 +78,8 @@ class Schedule(ABC):
     def wrong_start(self) -> str | None:
         """Why sampling must not start from noise alone, in one line; None where it may.
 
-        Of unit Gaussian data, noise of SNR s still tells log(1 + s) / 2 nats an element (Lin et al. 2024,
-        arXiv:2305.08891, section 3.1).
+        At an SNR s, x_t still holds log(1 + s) / 2 nats per element about Gaussian data of unit variance; that the end
+        of a schedule must hold none is the point of Lin et al. 2024, arXiv:2305.08891, section 3.1.
         """
         remedy = "use more noise, or zero_terminal_snr"
         return why_noise_is_no_start(self.terminal_snr(), "the schedule's terminal SNR is", remedy)

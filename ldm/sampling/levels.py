@@ -15,7 +15,7 @@ spacings: Registry[Spacing] = Registry("spacings")
 
 @spacings.register
 def trailing(schedule: Schedule, steps: int) -> Tensor:
-    """Uniform in the schedule's own time from t = 1 down: t = 1, 1 − 1/N, …, 1/N, then σ̄ = 0.
+    """Uniform in the schedule's own time from t = 1 down: with N steps, t = 1, 1 − 1/N, …, 1/N, then σ̄ = 0.
 
     On a discrete chain these are the "trailing" steps of Lin et al. 2024, arXiv:2305.08891, Table 2.
     Raises: InputError for more steps than a discrete chain has.
@@ -29,7 +29,7 @@ def uniform(schedule: Schedule, steps: int, *, t_min: Fraction = 0.001) -> Tenso
 
     Raises: InputError for more steps than a discrete chain has.
 
-    t_min: last time ε; a discrete chain ends at its first level if that is later
+    t_min: last positive time; a discrete chain ends at its first level if that is later
     """
     end = max(t_min, 1 / schedule.length) if schedule.length else t_min
     return _at_times(schedule, 1 - _ramp(schedule, steps) * (1 - end))
@@ -63,7 +63,7 @@ def log_snr(schedule: Schedule, steps: int, *, sigma_min: Positive = 0.002, sigm
 
 
 def check_sigmas(sigmas: Tensor) -> Tensor:
-    """The levels, unchanged. Raises: InputError unless they decrease strictly to 0."""
+    """Return the levels (N + 1,) unchanged. Raises: InputError unless they decrease strictly to 0."""
     if len(sigmas) < 2 or sigmas[-1] != 0 or not (sigmas[:-1] > sigmas[1:]).all():
         listed = ", ".join(f"{s:.4g}" for s in sigmas.tolist()[:6])
         raise InputError(f"noise levels must decrease to 0, but these do not: {listed}, …; on a chain, use fewer steps")
@@ -71,7 +71,7 @@ def check_sigmas(sigmas: Tensor) -> Tensor:
 
 
 def wrong_start(sigmas: Tensor) -> str | None:
-    """Why noise alone is no start at the first of these levels, in one line; None where it is one."""
+    """Why sampling at these levels must not start from noise alone, in one line; None where it may."""
     where = f"sampling starts at σ̄ = {sigmas[0]:.3g}, where the SNR is"
     return why_noise_is_no_start(1 / sigmas[0].item() ** 2, where, "start from more noise")
 
@@ -106,4 +106,5 @@ def _at_sigmas(schedule: Schedule, sigmas: Tensor) -> Tensor:
 
 
 def _ending_in_zero(half_log_snr: Tensor) -> Tensor:
+    """The levels σ̄ of increasing half-log-SNRs (N,), followed by 0: (N + 1,). Raises: InputError for other ones."""
     return check_sigmas(torch.cat([(-half_log_snr).exp(), torch.zeros(1, dtype=torch.float64)]))

@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Literal
 
 from ldm.config import Fraction, Natural, NonNegative, Positive, Registry, Share
+from ldm.diffusion.schedule import broadcast
 from ldm.lazy import Tensor
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -193,7 +194,7 @@ def predictor_corrector(
         for _ in range(corrections if sigma_next > 0 else 0):
             score, z = (denoise(x, sigma_next) - x) / sigma_next**2, noise()
             ratio = z.flatten(1).norm(dim=1) / score.flatten(1).norm(dim=1)  # (B,)
-            step = 2 * (snr * ratio.view(-1, *[1] * (x.dim() - 1))) ** 2
+            step = 2 * (snr * broadcast(ratio, x)) ** 2
             x = x + step * score + (2 * step).sqrt() * z
         yield x
 
