@@ -1,7 +1,7 @@
 """Large libraries under their own names, each imported when it is first used.
 
-A page that is read for `--help` names torch by `from ldm.lazy import torch`: importing torch itself takes 1.5 s.
-Editors and mypy read the real names from `lazy.pyi`.
+Importing torch takes 1.5 s, which `--help` need not wait for: so the modules that it reads say
+`from ldm.lazy import torch`. Editors and mypy read the real names from `lazy.pyi`.
 """
 
 from importlib import import_module
@@ -11,8 +11,8 @@ from typing import Any
 class LazyModule:
     """A module that is imported at the first look-up of an attribute.
 
-    It stays out of sys.modules, where Python's own lazy modules lie: torch's import looks at every module there, and so
-    would load them in the midst of it.
+    It stays out of sys.modules, where Python's own lazy modules (`importlib.util.LazyLoader`) lie: the import of torch
+    looks at every module there, and so would load these in the midst of it.
     """
 
     def __init__(self, name: str) -> None:

@@ -19,11 +19,11 @@ Choice = str | Mapping[str, Mapping[str, Any]] | None
 
 @dataclass(frozen=True)
 class Model:
-    """A denoiser, the decoder of the latents it was trained on, and how to sample."""
+    """A guided denoiser, the decoder of the latents it was trained on, and how to sample."""
 
     denoiser: Guided
     decoder: Decoder
-    sampling: Mapping[str, Any]  # a resolved `sample` section: sampler, spacing and steps
+    sampling: Mapping[str, Any]  # the resolved section of the stage `sample`: its sampler, spacing, steps and so on
 
     @torch.inference_mode()
     def sample(
@@ -37,11 +37,11 @@ class Model:
         sampler: Choice = None,
         spacing: Choice = None,
     ) -> Tensor:
-        """n images, uint8 (n, C, H, W): those that the stages draw with this seed, from index `first` on.
+        """Draw n images, uint8 (n, C, H, W): the ones that the stages draw with this seed, from index `first` on.
 
-        label: the class of all of them; None: that of the stage, or classes drawn as often as in training. steps,
-        sampler, spacing: what differs from the stage; a choice is its name, or {name: options}. Raises: InputError for
-        an unknown name or class, bad options, or n below 1.
+        label: the class of all of them; None takes that of the stage `sample`, and where it has none, classes drawn as
+        often as in training. steps, sampler, spacing: None takes those of the stage `sample`; a sampler or spacing is
+        its name, or {name: options}. Raises: InputError for an unknown name or class, bad options, or n below 1.
         """
         if n < 1:
             raise InputError(f"{n} images cannot be drawn; ask for at least 1")
@@ -55,7 +55,7 @@ class Model:
         return torch.cat([self.decoder(batch.x) for batch in drawn])
 
     def _build(self, registry: Registry[Any], word: str, choice: Choice) -> Any:
-        """The choice asked for, or that of the stage, whose options also serve its name alone."""
+        """The choice asked for, or else that of the stage `sample`, whose options also serve a name without options."""
         recorded = self.sampling[registry.name]
         if choice is None or isinstance(choice, str):
             name = choice or self.sampling[word]

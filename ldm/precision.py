@@ -8,14 +8,14 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 
 def has_bf16(device_type: str) -> bool:
-    """Whether this machine's cpu, or its cuda device, has instructions that multiply bf16; it is never timed."""
+    """Whether this machine's CPU, or its CUDA device, has instructions that multiply in bf16; nothing is timed."""
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 def settled(precision: Precision, device_type: str) -> Precision:
-    """What `auto` is on this machine: bf16 where the device has units for it, else fp32."""
+    """The precision itself; for `auto`, what it means on this machine: bf16 where `has_bf16`, else fp32."""
     return precision if precision != "auto" else "bf16" if has_bf16(device_type) else "fp32"
 
 
