@@ -39,17 +39,16 @@ def log_likelihood(denoise: Denoise, x: Tensor, sigmas: Tensor, divergence: Dive
     if not levels[-1].isfinite():
         raise InputError("the likelihood needs a finite first noise level; leave out the level where alpha is 0")
     total = x.new_zeros(len(x))
-    x_bar = x
 
     def slope(at: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         return divergence(lambda y: y - denoise(y, sigma), at)
 
     for sigma, sigma_next in pairwise(levels):
         h = (sigma_next / sigma).log()
-        value, div = slope(x_bar, sigma)
-        value_ahead, div_ahead = slope(x_bar + h * value, sigma_next)
-        x_bar = x_bar + h * (value + value_ahead) / 2
+        value, div = slope(x, sigma)
+        value_ahead, div_ahead = slope(x + h * value, sigma_next)
+        x = x + h * (value + value_ahead) / 2
         total = total + h * (div + div_ahead) / 2
     variance = 1 + levels[-1] ** 2
-    prior = -0.5 * (x_bar**2 / variance + (2 * math.pi * variance).log()).flatten(1).sum(1)
+    prior = -0.5 * (x**2 / variance + (2 * math.pi * variance).log()).flatten(1).sum(1)
     return prior + total
