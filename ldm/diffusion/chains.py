@@ -49,7 +49,7 @@ class Chain(Schedule):
         return (self._index(t) + 1).double() / self.length
 
     def _index(self, t: Tensor) -> Tensor:
-        rounded = (t.double() * self.length - 0.01).ceil().long() - 1  # in float32, i / T may lie above itself
+        rounded = (t.double() * self.length - 0.01).ceil().long() - 1  # rounded to float32, i / T may be larger
         return rounded.clamp(0, self.length - 1)
 
     def _on(self, device: Any) -> tuple[Tensor, Tensor]:
@@ -64,7 +64,7 @@ def variance_preserving(betas: Tensor, *, zero_terminal_snr: bool) -> Chain:
 
     Ho et al. 2020, arXiv:2006.11239, Eq. 4. betas: (T,). With zero_terminal_snr, √ᾱ is shifted to end at 0 and scaled
     to keep its first value (Lin et al. 2024, arXiv:2305.08891, Alg. 1). Raises: InputError for a β outside (0, 1),
-    except that with zero_terminal_snr the last one may be 1, and for zero_terminal_snr where T is 1.
+    though with zero_terminal_snr the last one may be 1; and for zero_terminal_snr with T = 1.
     """
     length = len(betas)
     inner = betas[:-1] if zero_terminal_snr and betas[-1] == 1 else betas
@@ -80,7 +80,7 @@ def variance_preserving(betas: Tensor, *, zero_terminal_snr: bool) -> Chain:
 
 
 def beta_schedule(shape: Callable[[Tensor, float, float], Tensor]) -> Callable[[Tensor, float, float], Tensor]:
-    """Register the chain whose T values of β follow `shape(u, beta_start, beta_end)`, for u from 0 to 1."""
+    """Register the chain whose βs, before any scaling to T, are `shape(u, beta_start, beta_end)` for u from 0 to 1."""
 
     def build(
         *,

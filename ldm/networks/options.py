@@ -15,8 +15,7 @@ from ldm.config import Count, Rate, Registry
 from ldm.errors import InputError
 from ldm.lazy import Module
 
-# (shape) → a module, or (shape, classes=0) for a network that takes classes; shape: (C, H, W) of an image, (C, h, w) of
-# a latent
+# (shape) → a module, or (shape, classes=0) for a network that takes classes; shape is that of a sample, (C, H, W)
 Build = Callable[..., Module]
 Sizes = Annotated[tuple[int, ...], Field(strict=False, min_length=1)]
 Even = Annotated[int, Field(ge=2, multiple_of=2)]
