@@ -178,8 +178,8 @@ def predictor_corrector(
 ) -> States:
     """Predictor–corrector sampling with Langevin steps (Song et al. 2021, arXiv:2011.13456, Algs. 2 and 4).
 
-    Each step is one of Euler–Maruyama on the reverse-time SDE, which in σ-space is dx̄ = (D − x̄) / σ̄² du + dW for every
-    schedule, with u the variance removed so far. It is then corrected at the new level; the last step, to σ̄ = 0,
+    Each step is one of Euler–Maruyama on the reverse-time SDE, which in σ-space is dx̄ = (D − x̄) / σ̄² du + dW for all
+    schedules, with u the variance removed so far. It is then corrected at the new level; the last step, to σ̄ = 0,
     returns the mean. The size 2 (r ‖z‖ / ‖score‖)² of a Langevin step takes the norms of one sample, not their means
     over the batch, so that no sample depends on others.
 
