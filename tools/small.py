@@ -3,6 +3,7 @@
 The tests work on such a run, and tools.same_bytes compares two of them.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ import click
 from ruamel.yaml import YAML
 
 from ldm import InputError
-from stages.runner import ROOT, read_yaml, run_command
+from stages.runner import ROOT, read_yaml, run_command, with_settings
 
 SMALL = read_yaml(Path(__file__).with_suffix(".yaml"))  # dotted keys of params.yaml → values
 
@@ -23,20 +24,19 @@ def change(path: Path, settings: dict[str, Any]) -> None:
     """Set dotted keys of a YAML file."""
     yaml = YAML()
     values = yaml.load(path.read_text("utf-8"))
-    for key, value in settings.items():
-        place, *sections, name = values, *key.split(".")
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[name] = value
+    with_settings(values, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
     with path.open("w", encoding="utf-8") as file:
         yaml.dump(values, file)
 
 
 def copy_project(target: Path) -> Path:
-    """What git tracks, or would, but for results, in a new repository of its own whose params.yaml is small."""
-    listed = run_in(ROOT, "git", "ls-files", "-co", "--exclude-standard").stdout
-    for name in listed.splitlines():
-        if (ROOT / name).is_file() and not name.startswith("artifacts/") and name != "dvc.lock":
+    """Copy the working tree, without ignored files and the pipeline's results, into a new git repository.
+
+    Its params.yaml has the values of small.yaml.
+    """
+    exclude = ("--exclude-standard", "--", ".", ":!artifacts", ":!dvc.lock")
+    for name in run_in(ROOT, "git", "ls-files", "--cached", "--others", *exclude).stdout.splitlines():
+        if (ROOT / name).is_file():  # a file that was removed is still listed
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target / name)
     run_in(target, "git", "init", "-q")
