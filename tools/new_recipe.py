@@ -18,14 +18,15 @@ from ldm import InputError, write_atomic
 from stages.runner import DAG, PARAMS, ROOT, path_of, read_yaml, run_command, with_settings
 from tools.check import check_parameters
 
-NEEDED = ("prepare_data", "train_diffusion", "sample", "evaluate")  # what a recipe to start from must have
-OF_AUTOENCODER = ("vae_prior.json", "vae_reconstruction.json", "reconstructions.png")  # that other stages write of it
+NEEDED = ("prepare_data", "train_diffusion", "sample", "evaluate")  # stages that a recipe to start from must have
+OF_AUTOENCODER = ("vae_prior.json", "vae_reconstruction.json", "reconstructions.png")  # outputs of other stages
 
 
 def without(dag: dict[str, Any], name: str) -> None:
-    """Take a stage out of a DAG, with its outputs wherever they are shown; of the autoencoder, wherever they are read.
+    """Take a stage out of a DAG (the contents of a dvc.yaml), and its outputs out of the metrics and plots.
 
-    Raises: InputError for an unknown stage, and for another one whose outputs are read.
+    Only train_vae may be taken out although other stages read its output: they then work on pixels. What these write
+    of the autoencoder goes too. Raises: InputError for an unknown stage, and for one that other stages need.
     """
     stages = dag["stages"]
     if name not in stages:
@@ -47,7 +48,10 @@ def without(dag: dict[str, Any], name: str) -> None:
 
 
 def relocated(dag: dict[str, Any], source: str, target: str) -> dict[str, Any]:
-    """The DAG of one recipe (or of the pipeline, '.') for the folder of another; all run in the project's root."""
+    """A DAG whose data lie in the folder `target`; like every recipe, it runs in the project's root.
+
+    source: the folder of the recipe that the DAG comes from; '.' is the pipeline itself.
+    """
     data = "artifacts/" if source == "." else f"{source}/artifacts/"
 
     def move(value: Any) -> Any:
@@ -77,7 +81,7 @@ def command(folder: Path, source: Path, dropped: tuple[str, ...], settings: tupl
         raise InputError(f"{folder} exists already; choose another folder, or remove it")
     if folder.resolve().parent != ROOT / "recipes":
         raise InputError(f"{folder} is not a folder in {ROOT / 'recipes'}; a recipe lives there, such as recipes/mine")
-    read_yaml(source / PARAMS)  # the one-line errors
+    read_yaml(source / PARAMS)  # says in one line what is wrong with the file
     for name in NEEDED:
         if name not in read_yaml(source / DAG).get("stages", {}):
             raise InputError(f"--from {source}: it has no stage {name}; take recipes/fashion_ddpm, or leave it out")
