@@ -38,21 +38,20 @@ def stage(
 
     parallel: the stage can run in several processes. recipe: the folder whose params.yaml and dvc.yaml it has.
     """
-    defaults: dict[str, Any] = {"recipe": Path(recipe), "section": name}
 
     class Command(click.Command):
         """`--help` ends with the stage's parameters and their values."""
 
         def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-            given = defaults | {key: value for key, value in ctx.params.items() if value is not None}
-            path = given.get("params", given["recipe"] / PARAMS)
-            values = read_yaml(path).get(given["section"], {}) if path.exists() else {}
-            rows = parameter_rows(config, values) or [("none", "this stage has no parameters")]
+            # an option that comes after --help is not in ctx.params yet
+            section = ctx.params.get("section", name)
+            path = ctx.params.get("params") or ctx.params.get("recipe", Path(recipe)) / PARAMS
+            values = read_yaml(path).get(section, {}) if path.exists() else {}
             formatter.write_paragraph()
-            with formatter.section(f"Parameters (section {given['section']} of {path})"):
-                formatter.write_dl(rows)
+            with formatter.section(f"Parameters (section {section} of {path})"):
+                formatter.write_dl(parameter_rows(config, values) or [("none", "this stage has no parameters")])
 
-    @click.command(help=doc, cls=Command)
+    @click.command(help=doc, cls=Command, context_settings={"show_default": True, "auto_envvar_prefix": "LDM"})
     @_option(
         "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change a parameter (repeatable; needs --out)."
     )
@@ -65,9 +64,7 @@ def stage(
     @_from_environment("--save-every", type=click.FloatRange(min=0), default=60.0, help="Seconds between checkpoints.")
     @_from_environment("--no-resume", is_flag=True, help="Start anew, whatever checkpoints an earlier run has left.")
     @_from_environment("--deterministic", is_flag=True, help="Only operations that give the same bits every time.")
-    @_from_environment(
-        "--processes", type=click.IntRange(min=1), default=1, help="Processes here, started by torchrun."
-    )
+    @_from_environment("--processes", type=click.IntRange(min=1), default=1, help="Processes, started by torchrun.")
     def command(settings: tuple[str, ...], sources: tuple[str, ...], out: Path | None, **given: Any) -> None:
         params, section, recipe = given["params"], given["section"], given["recipe"]
         if out is None and (settings or sources or params or section != name):
@@ -96,13 +93,8 @@ def stage(
     return lambda: run_command(command, name)
 
 
-_option = partial(click.option, show_default=True)
-
-
-def _from_environment(flag: str, **settings: Any) -> Callable[..., Any]:
-    """An option that `dvc repro` takes from the environment."""
-    variable = f"LDM_{flag.strip('-').replace('-', '_').upper()}"
-    return _option(flag, envvar=variable, show_envvar=True, **settings)
+_option = partial(click.option, allow_from_autoenv=False)
+_from_environment = partial(click.option, show_envvar=True)  # as LDM_SAVE_EVERY and so on; for `dvc repro`
 
 
 def run_command(command: click.Command, name: str) -> None:
