@@ -10,6 +10,8 @@ from ruamel.yaml.error import YAMLError
 from ldm import InputError, Section, choices_of
 
 PARAMS = Path("params.yaml")
+# attributes of a field's limits, as annotated_types names them → how --help shows them
+SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "multiple_of": "multiple of", "min_length": "length ≥"}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -34,9 +36,9 @@ def read_section(path: Path, name: str) -> dict[str, Any]:
 
 
 def with_settings(section: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
-    """The section with `key=value` settings applied; keys may be dotted. What is no parameter, its class refuses.
+    """The section, changed in place by `key=value` settings, where a dotted key names a place in an inner mapping.
 
-    Raises: InputError.
+    Unknown keys are set too: `Section.parse` refuses them later. Raises: InputError for text that is no setting.
     """
     for setting in settings:
         key, equals, text = setting.partition("=")
@@ -55,7 +57,7 @@ def with_settings(section: dict[str, Any], settings: Sequence[str]) -> dict[str,
 
 
 def parameter_rows(config: type[Section], values: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """(name = value, 'type, range: meaning') of every parameter, those of choices not made included."""
+    """('name = value', 'type, range: meaning') of each parameter, also of the options of choices that were not made."""
     rows: list[tuple[str, str]] = []
     values = values if isinstance(values, dict) else {}
     registries = choices_of(config)
@@ -70,16 +72,8 @@ def parameter_rows(config: type[Section], values: Any, prefix: str = "") -> list
             rows += parameter_rows(annotation, values.get(key), f"{prefix}{key}.")
         else:
             default = "(required)" if field.is_required() else field.get_default(call_default_factory=True)
-            limits = [text for meta in field.metadata if (text := _limit(meta))]
+            limits = [f"{SIGNS[k]} {getattr(meta, k)}" for meta in field.metadata for k in SIGNS if hasattr(meta, k)]
+            form = ", ".join([getattr(annotation, "__name__", str(annotation)), *limits])
             names = f" ({', '.join(sorted(registries[key].functions))})" if key in registries else ""
-            about = (
-                f"{', '.join([getattr(annotation, '__name__', str(annotation)), *limits])}: {field.description}{names}"
-            )
-            rows.append((f"{prefix}{key} = {values.get(key, default)}", about))
+            rows.append((f"{prefix}{key} = {values.get(key, default)}", f"{form}: {field.description}{names}"))
     return rows
-
-
-def _limit(meta: Any) -> str:
-    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "multiple_of": "multiple of", "min_length": "length ≥"}
-    limits = ((sign, getattr(meta, key, None)) for key, sign in signs.items())
-    return " ".join(f"{sign} {limit}" for sign, limit in limits if limit is not None)

@@ -34,8 +34,7 @@ class _Lines:
         self._file = file
 
     def write(self, text: str) -> None:
-        text = text.strip("\r\n ")
-        if text:
+        if text := text.strip("\r\n "):
             self._file.write(text + "\n")
 
     def flush(self) -> None:
