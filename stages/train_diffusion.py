@@ -14,7 +14,7 @@ from stages.runner import Run, fit, stage, warn
 
 
 class Config(Section):
-    """Network, schedule, prediction, weighting, penalty and the draw of t are independent choices.
+    """The network, the noise schedule, what the network predicts, and the loss; each is chosen independently.
 
     seed: seed of the weights, the order and all noise
     network: the network
@@ -50,9 +50,7 @@ class Config(Section):
     def _choices_fit_together(self) -> Config:
         schedule = self.build("schedule")
         if schedule.alpha_t(torch.ones(1)) == 0 and not diffusion.invertible_without_signal(self.build("prediction")):
-            raise InputError(
-                f"prediction {self.prediction!r} cannot be inverted at alpha = 0; choose x0, v, flow or edm"
-            )
+            raise InputError(f"prediction {self.prediction!r} cannot be inverted at alpha = 0; use x0, v, flow or edm")
         if self.penalty != "l2" and self.weighting != "none":
             raise InputError(f"weighting {self.weighting!r} needs penalty l2, not {self.penalty!r}; or choose none")
         if self.class_labels and not takes_classes(self.network):
@@ -74,10 +72,8 @@ def compute(run: Run[Config]) -> None:
     torch.manual_seed(config.seed)
     generator = torch.Generator(run.device).manual_seed(config.seed)
     labels, class_sizes = read_labels(run, latents) if config.class_labels else ({}, [])
-    train, validation = (
-        Posterior(*(latents[f"{split}_{name}"].to(run.device) for name in ("mean", "log_variance")))
-        for split in ("train", "validation")
-    )
+    train = Posterior(latents["train_mean"].to(run.device), latents["train_log_variance"].to(run.device))
+    validation = Posterior(latents["validation_mean"].to(run.device), latents["validation_log_variance"].to(run.device))
     loss = diffusion.DiffusionLoss(config.build("penalty"), config.build("weighting"))
     standardiser = Standardiser.from_artifact(latents, run.device)
     objective = diffusion.Objective(standardiser, loss, config.build("timestep_sampling"))
@@ -108,25 +104,21 @@ def compute(run: Run[Config]) -> None:
             losses.append(objective(averaged, validation.at(rows), classes, fixed))
         return torch.cat(losses).mean().item()
 
-    guide: dict[str, Tensor] = {}
-
-    def keep_guide(record: training.loop.Record) -> None:
-        if record.step == config.guide_step:
-            guide.update({name: tensor.clone() for name, tensor in record.averaged.state_dict().items()})
-
     denoiser.network.train()
     trainer = training.loop.Training(denoiser.network, batch_loss, config.optimisation, order)
-    averaged = fit(run, trainer, validate, keep_guide, guide)
+    guide: dict[str, Tensor] = {}
+    averaged = fit(run, trainer, validate, config.guide_step, guide)
     about = {"shape": list(train.mean.shape[1:])} | ({"class_sizes": class_sizes} if class_sizes else {})
     saved = run.save("guide", guide, [latents], **about)
-    # the guide is an ancestor of the denoiser, so that no other guide goes with it
+    # the denoiser's file names the guide as its parent, so that sampling refuses any other guide
     run.save("denoiser", averaged.state_dict(), [latents, saved], **about)
 
 
 def read_labels(run: Run[Config], latents: Artifact) -> tuple[dict[str, Tensor], list[int]]:
     """The class of each training and validation image, and how many training images each class has.
 
-    Raises: InputError where there are no images, others than those of the latents, or none for training in a class.
+    The classes are on the device, (N,) in int64. Raises: InputError where dvc.yaml gives the stage no images, where
+    these are not the images that the latents encode, or where a class has validation images but none for training.
     """
     if "images" not in run.inputs:
         raise InputError("class_labels needs the images of prepare_data among the deps of train_diffusion in dvc.yaml")

@@ -1,4 +1,4 @@
-"""Running a training from a stage: progress, the training curve, checkpoints, and what happens when it diverges."""
+"""Run the training of a stage: progress, the training curve, checkpoints, and what happens when it diverges."""
 
 from __future__ import annotations
 
@@ -15,25 +15,28 @@ from stages.runner.run import Run
 
 N = TypeVar("N", bound="Module")
 POINTS = 8  # validations along a training curve, about
-POLL_EVERY = 10  # steps between two questions to the other processes, whether a signal asks to stop
+POLL_EVERY = 10  # steps after which the processes tell each other whether a signal asks them to stop
 
 
 def fit(
     run: Run[Any],
     trainer: training.loop.Training,
     validate: Callable[[N], float],
-    on_record: Callable[[training.loop.Record], None] = lambda record: None,
-    extra: dict[str, Tensor] | None = None,
+    keep_at: int | None = None,
+    kept: dict[str, Tensor] | None = None,
 ) -> N:
     """Train to the end behind a bar with loss, images/s and time left, and write history.json.
 
-    Returns the averaged network. The run's state is kept at intervals, and resumed from where there is one; `extra` is
-    what `on_record` fills, and belongs to the state. history.json has one row per record, with the validation loss of
-    the averaged network in about POINTS of them and null in the others. Under torchrun the first process returns, and
-    the others end. Raises: Diverged, after the last good network was kept beside the checkpoints; Interrupted.
+    validate: from the averaged network to its loss on the validation images. kept: receives the weights of the averaged
+    network at step `keep_at`, a multiple of record_every.
+
+    Returns the averaged network. Checkpoints are written at intervals; where an earlier run has left one, training
+    goes on from it. history.json has one row per record, with the validation loss in about POINTS of them and null in
+    the others. Under torchrun the first process returns, and the others end. Raises: Diverged, after the last good
+    network was written beside the checkpoints; Interrupted.
     """
     settings, distributed = trainer.settings, training.distributed
-    extra = {} if extra is None else extra
+    kept = {} if kept is None else kept
     every = max(settings.steps // (POINTS * settings.record_every), 1)
     checkpoints = Checkpoints(run)
     curve: list[dict[str, Any]] = []
@@ -41,7 +44,7 @@ def fit(
     if state is not None:
         trainer.load_state(state)
         curve = json.loads(state["history"].numpy().tobytes())
-        extra.update({key.removeprefix("extra."): x for key, x in state.items() if key.startswith("extra.")})
+        kept.update({key.removeprefix("kept."): x for key, x in state.items() if key.startswith("kept.")})
     with bar(settings.steps * settings.batch_size, "img", run.name, trainer.step * settings.batch_size) as progress:
         while trainer.step < settings.steps:
             try:
@@ -49,7 +52,8 @@ def fit(
             except training.loop.Diverged as error:
                 raise _with_last_good(run, error) from None
             if record is not None:
-                on_record(record)
+                if record.step == keep_at:
+                    kept.update({name: tensor.clone() for name, tensor in record.averaged.state_dict().items()})
                 checked = not RANK and (len(curve) % every == every - 1 or record.step == settings.steps)
                 validation = validate(cast(N, record.averaged)) if checked else None
                 curve.append({"step": record.step, "loss": record.loss, "validation_loss": validation})
@@ -59,7 +63,7 @@ def fit(
             stop = distributed.all_reduce_max(checkpoints.signal) if poll else 0
             if not RANK and (stop or checkpoints.due() or trainer.step == settings.steps):
                 history = torch.frombuffer(bytearray(json.dumps(curve).encode()), dtype=torch.uint8)
-                own = {"history": history} | {f"extra.{key}": tensor for key, tensor in extra.items()}
+                own = {"history": history} | {f"kept.{key}": tensor for key, tensor in kept.items()}
                 checkpoints.save(trainer.step, trainer.state() | own)
             if stop:
                 raise SystemExit(128 + stop) if RANK else checkpoints.interrupted(stop)
