@@ -1,7 +1,5 @@
 """Decode the samples into images, and show them: a grid, and the denoising of a few as an animation."""
 
-from typing import Annotated
-
 from pydantic import Field
 
 from ldm import Count, Section, Several, gif, networks, png, tile
@@ -15,7 +13,7 @@ class Config(Section):
     batch_size: samples decoded at once
     columns: columns of the grid
     rows: rows of the grid
-    frames: frames of the animation, at most; of a longer run, as many at equal distances
+    frames: most frames of the animation; of a longer sampling run, so many states at equal distances
     frame_ms: milliseconds that a frame of the animation stays
     """
 
@@ -23,15 +21,15 @@ class Config(Section):
     columns: Count
     rows: Count
     frames: Several = 50
-    frame_ms: Annotated[int, Field(ge=20)] = 120
+    frame_ms: int = Field(120, ge=20)
 
 
 def compute(run: Run[Config]) -> None:
     config, inputs = run.config, run.load_all()
-    samples, latents, images = (inputs[kind] for kind in ("samples", "latents", "images"))
+    samples, latents, images = inputs["samples"], inputs["latents"], inputs["images"]
     decoder = networks.autoencoder.Decoder.from_artifacts(latents, inputs.get("vae"), run.device)
     generated = decoder(samples["samples"].to(run.device), config.batch_size)
-    trajectory = samples["trajectory"]  # (shown, N + 1, c, h, w)
+    trajectory = samples["trajectory"]  # (shown samples, steps + 1, c, h, w)
     if "grid.png" in run.outputs:
         run.write("grid.png", png(tile(generated[: config.columns * config.rows], config.columns)))
     if "denoising.gif" in run.outputs:
@@ -45,7 +43,7 @@ def compute(run: Run[Config]) -> None:
         reconstructed = networks.autoencoder.decode_images(decoder.vae, means[: config.columns].to(run.device)).cpu()
         pairs = torch.cat([originals[: config.columns], reconstructed])
         run.write("reconstructions.png", png(tile(pairs, config.columns)))
-    label = samples.config.get("label")  # the class of all of them, where one was asked for
+    label = samples.config.get("label")  # the class of all samples, where one was asked for
     run.save("generated", {"images": generated}, list(inputs.values()), **({} if label is None else {"label": label}))
 
 

@@ -1,7 +1,5 @@
 """Train the classifier in whose 128 features the Fréchet distance is taken."""
 
-from typing import Annotated
-
 from pydantic import Field
 
 from ldm import NonNegative, Options, Rate, Section, Seed, choice, from_uint8, networks, training
@@ -26,8 +24,8 @@ class Config(Section):
     classifier: str = choice(classifiers)
     classifiers: Options
     shift: NonNegative = 0.0
-    rotation: Annotated[float, Field(ge=0, le=45)] = 0.0
-    scale: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    rotation: float = Field(0.0, ge=0, le=45)
+    scale: float = Field(0.0, ge=0, lt=0.5)
     label_smoothing: Rate = 0.0
     optimisation: Optimisation
 
