@@ -46,8 +46,7 @@ def fields(denoiser: Denoiser, sigmas: Tensor, dimensions: int) -> bytes:
     figure, axes = _panels(rows)
     side = torch.linspace(-2, 2, 17 if dimensions > 1 else 200, dtype=torch.float64)
     grid = torch.cartesian_prod(*[side] * dimensions).view(-1, dimensions, 1, 1)
-    for column, i in enumerate(_chosen(len(sigmas))):
-        sigma = sigmas[i]
+    for column, sigma in enumerate(sigmas[_chosen(len(sigmas))]):
         scale = (1 + sigma**2).sqrt() if sigma.isfinite() else torch.ones(())
         with torch.no_grad():
             scaled = (denoiser(scale * grid, sigma) - scale * grid) / scale if sigma.isfinite() else -grid

@@ -64,8 +64,7 @@ def compute(run: Run[Config]) -> None:
     sigmas = sampled.config.build("spacing")(denoiser.schedule, sampled.config.steps)
     x = standardiser.unstandardise(samples["samples"].double()).flatten(1).numpy()
     scores = score(toy, x, drawn["test"], drawn["validation"], rng)
-    scores |= nats(toy, denoiser, standardiser, sigmas, drawn["test"][:TRUTH])
-    run.write_json("metrics.json", scores)
+    run.write_json("metrics.json", scores | nats(toy, denoiser, standardiser, sigmas, drawn["test"][:TRUTH]))
     draw_figures(sampled, denoiser, standardiser, sigmas)
 
 
@@ -106,22 +105,20 @@ def nats(toy: Toy, denoiser: Denoiser, standardiser: Standardiser, sigmas: Tenso
 def draw_figures(run: Run[sample.Config], denoiser: Denoiser, standardiser: Standardiser, sigmas: Tensor) -> None:
     """All figures of a toy; sigmas: (N + 1,)."""
     latents, samples, schedule = run.load("latents"), run.load("samples"), denoiser.schedule
-    reverse = samples["trajectory"].flatten(2).transpose(0, 1).double()  # (N + 1, n, d)
+    states = samples["trajectory"].flatten(2).transpose(0, 1).double()  # (N + 1, n, d)
     points = Posterior(latents["test_mean"], latents["test_log_variance"]).draw(torch.zeros(1))
-    data = standardiser.standardise(points).flatten(1).double()[: reverse.shape[1]]
+    data = standardiser.standardise(points).flatten(1).double()[: states.shape[1]]
     eps = torch.randn(data.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    t, alpha_t, sigma_t = torch.tensor(
-        [[*map(float, schedule.at_sigma(sigma))] for sigma in sigmas[:-1]] + [[0.0, 1.0, 0.0]], dtype=torch.float64
-    ).T
+    levels = [[*map(float, schedule.at_sigma(sigma))] for sigma in sigmas[:-1]] + [[0.0, 1.0, 0.0]]
+    t, alpha_t, sigma_t = torch.tensor(levels, dtype=torch.float64).T  # (N + 1,) each
     alpha_t, sigma_t = alpha_t[:, None, None], sigma_t[:, None, None]
     unit = (alpha_t**2 + sigma_t**2).sqrt()
-    forward = (alpha_t * data + sigma_t * eps) / unit
-    paths = {"forward": forward.numpy(), "reverse": (reverse / unit).numpy()}
-    for name, path in paths.items():
-        run.write(f"{name}.png", figures.process(path, t.numpy(), f"{name} process"))
-    run.write("densities.png", figures.densities(paths["forward"], paths["reverse"], t.numpy()))
+    times, forward, reverse = t.numpy(), ((alpha_t * data + sigma_t * eps) / unit).numpy(), (states / unit).numpy()
+    run.write("forward.png", figures.process(forward, times, "forward process"))
+    run.write("reverse.png", figures.process(reverse, times, "reverse process"))
+    run.write("densities.png", figures.densities(forward, reverse, times))
     run.write("score.png", figures.fields(denoiser, sigmas[:-1], data.shape[1]))
-    run.write("animation.gif", figures.animation(paths["reverse"], t.numpy()))
+    run.write("animation.gif", figures.animation(reverse, times))
 
 
 main = stage("toy", Config, compute, __doc__, recipe="recipes/toys")
