@@ -18,14 +18,13 @@ from safetensors import deserialize
 from ldm import InputError
 from stages.runner import ROOT, run_command
 from tools.check import changed_stages
-from tools.small import run_in
+from tools.small import run_in, run_or_fail
 
 
 def run_small(code: Path, folder: Path) -> Path:
     """The small pipeline by the code of a checkout. Raises: InputError where it fails."""
-    done = run_in(code, sys.executable, "-m", "tools.small", str(folder))
-    if done.returncode:
-        raise InputError(f"the small pipeline failed with the code of {code}: {done.stderr.strip().splitlines()[-1]}")
+    problem = f"the small pipeline failed with the code of {code}"
+    run_or_fail(problem, code, sys.executable, "-m", "tools.small", str(folder))
     return folder / "artifacts"
 
 
@@ -55,24 +54,18 @@ def command(revision: str, commit: bool) -> None:
                 raise InputError(f"{stage}: {problem}; run 'dvc checkout' first")
     with tempfile.TemporaryDirectory() as folder:
         checkout = Path(folder) / "checkout"
-        added = run_in(ROOT, "git", "worktree", "add", "--detach", str(checkout), revision)
-        if added.returncode:
-            raise InputError(f"{revision}: {added.stderr.strip().splitlines()[-1]}")
+        run_or_fail(revision, ROOT, "git", "worktree", "add", "--detach", str(checkout), revision)
         try:
             before, after = run_small(checkout, checkout.parent / "before"), run_small(ROOT, checkout.parent / "after")
             lines = differences(before, after)
         finally:
             run_in(ROOT, "git", "worktree", "remove", "--force", str(checkout))
-    for line in lines:
-        click.echo(line)
     if lines:
+        click.echo("\n".join(lines))
         raise InputError(f"{len(lines)} outputs differ from those of {revision}; run 'dvc repro'")
     click.echo(f"every output of the small pipeline is that of {revision}")
-    if not commit:
-        return
-    done = run_in(ROOT, "dvc", "commit", "--force", "dvc.yaml")
-    if done.returncode:
-        raise InputError(f"dvc commit failed: {done.stderr.strip().splitlines()[-1]}")
+    if commit:
+        run_or_fail("dvc commit failed", ROOT, "dvc", "commit", "--force", "dvc.yaml")
 
 
 if __name__ == "__main__":

@@ -51,14 +51,19 @@ def run_in(folder: Path, *command: str, **environment: str) -> subprocess.Comple
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=1200)
 
 
+def run_or_fail(problem: str, folder: Path, *command: str, **environment: str) -> None:
+    """Run a command as `run_in` does. Raises: InputError, the problem and the command's last line, where it fails."""
+    done = run_in(folder, *command, **environment)
+    if done.returncode:
+        raise InputError(f"{problem}: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+
+
 @click.command(help=__doc__)
 @click.argument("folder", type=Path)
 def command(folder: Path) -> None:
     if folder.exists():
         raise InputError(f"{folder} exists already; choose another folder, or remove it")
-    done = run_in(copy_project(folder), "dvc", "repro", OMP_NUM_THREADS="1")
-    if done.returncode:
-        raise InputError(f"dvc repro failed in {folder}: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+    run_or_fail(f"dvc repro failed in {folder}", copy_project(folder), "dvc", "repro", OMP_NUM_THREADS="1")
 
 
 if __name__ == "__main__":
