@@ -35,8 +35,7 @@ def compute(run: Run[Config]) -> None:
     config, inputs, frechet = run.config, run.load_all(), metrics.frechet
     features, guidance = inputs["features"], config.guidance.model_dump()
     denoiser = Guided.from_artifacts(inputs["denoiser"], inputs["guide"], **guidance, device=run.device)
-    if len(features["validation"]) < config.n:
-        count = len(features["validation"])
+    if config.n > (count := len(features["validation"])):
         raise InputError(f"sweep.n {config.n} is more than the {count} validation images; lower it")
     train = frechet.moments(features["train"].numpy(), "training images")
     validation = metrics.quality.subset(features["validation"], config.n, config.seed).numpy()
@@ -51,10 +50,9 @@ def compute(run: Run[Config]) -> None:
     sigmas, batches = spacing(denoiser.schedule, steps), split_range(0, config.n, config.batch_size)
     images: list[Tensor] = []
     paces: list[float] = []  # seconds per image
-    draw = partial(sample_batches, denoiser, sampler, sigmas, batches, seed=config.seed, precision=config.precision)
     with torch.inference_mode(), bar(config.n, "img", run.name) as progress:
         begin = time.perf_counter()
-        for batch in draw():
+        for batch in sample_batches(denoiser, sampler, sigmas, batches, seed=config.seed, precision=config.precision):
             images.append(decoder(batch.x))
             paces.append((time.perf_counter() - begin) / len(batch.x))
             progress.update(len(batch.x))
