@@ -6,7 +6,6 @@ python -m tools.new_recipe recipes/mine --from recipes/fashion_ddpm     from ano
 python -m tools.new_recipe recipes/mine --without train_vae             pixels instead of latents
 """
 
-import io
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import click
 from ruamel.yaml import YAML
 
-from ldm import InputError, write_atomic
+from ldm import InputError
 from stages.runner import DAG, PARAMS, ROOT, path_of, read_yaml, run_command, with_settings
 from tools.check import check_parameters
 
@@ -89,17 +88,16 @@ def command(folder: Path, source: Path, dropped: tuple[str, ...], settings: tupl
         raise InputError("--set prepare_data.dataset=folder: which one? Add --set prepare_data.root=FOLDER")
     form = YAML()
     form.width = 120
-    dag, values = (form.load((source / file).read_text("utf-8")) for file in (DAG, PARAMS))
+    dag, values = form.load(source / DAG), form.load(source / PARAMS)
     for name in dropped:
         without(dag, name)
         values.pop(name, None)
     with_settings(values, settings)
     dag = relocated(dag, *(path.resolve().relative_to(ROOT).as_posix() for path in (source, folder)))
+    folder.mkdir(parents=True)
     try:
-        for file, content in ((DAG, dag), (PARAMS, values)):
-            text = io.StringIO()
-            form.dump(content, text)
-            write_atomic(folder / file, text.getvalue().encode())
+        form.dump(dag, folder / DAG)
+        form.dump(values, folder / PARAMS)
         check_parameters(folder)
     except BaseException:
         shutil.rmtree(folder)
