@@ -23,10 +23,9 @@ SMALL = read_yaml(Path(__file__).with_suffix(".yaml"))  # dotted keys of params.
 def change(path: Path, settings: dict[str, Any]) -> None:
     """Set dotted keys of a YAML file."""
     yaml = YAML()
-    values = yaml.load(path.read_text("utf-8"))
+    values = yaml.load(path)
     with_settings(values, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
-    with path.open("w", encoding="utf-8") as file:
-        yaml.dump(values, file)
+    yaml.dump(values, path)
 
 
 def copy_project(target: Path) -> Path:
