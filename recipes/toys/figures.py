@@ -1,4 +1,4 @@
-"""Figures of the toys: points, densities and vector fields over time, all scaled to unit variance."""
+"""Figures of the toys: points, densities and vector fields over time; at all times, points have unit variance."""
 
 import io
 from typing import Any
@@ -37,9 +37,9 @@ def densities(forward: Path, reverse: Path, t: NDArray[np.float64]) -> bytes:
 
 
 def fields(denoiser: Denoiser, sigmas: Tensor, dimensions: int) -> bytes:
-    """PNG: the learnt score at a few levels, times the noise's deviation; of an SDE also the drift of its reversal.
+    """PNG: the learnt score, times σ̄² / √(1 + σ̄²), at a few levels; for an SDE, also the drift of the reverse SDE.
 
-    Arrows in the plane, a curve on the line.
+    Fields are drawn as arrows in the plane, and as a curve on the line.
     """
     schedule = denoiser.schedule
     rows = 2 if isinstance(schedule, ItoSDE) else 1
@@ -66,11 +66,9 @@ def animation(path: Path, t: NDArray[np.float64], frames: int = 25) -> bytes:
     """GIF: the points over time."""
     pictures = []
     for i in np.unique(np.linspace(0, len(path) - 1, frames).round().astype(int)):
-        figure = new_figure(2.4, 2.4)
-        ax = figure.add_subplot()
-        ax.set(xlim=(-EDGE, EDGE))
+        ax = new_figure(2.4, 2.4).add_subplot(xlim=(-EDGE, EDGE))
         _points(ax, path[i], t[i])
-        pictures.append(np.asarray(Image.open(io.BytesIO(png_of(figure))))[..., :3])
+        pictures.append(np.asarray(Image.open(io.BytesIO(png_of(ax.figure))))[..., :3])
     return gif(pictures, 80, hold=2000, scale=1)
 
 
