@@ -1,7 +1,8 @@
-"""Checkpoints: the states that a run keeps while it runs, so that it can be resumed after any interruption.
+"""Checkpoints: the states that a run writes on its way, so that it can be resumed after any interruption.
 
 They lie in `checkpoints/<stage>/<key>/`, which git and DVC ignore. The key is a hash over all that the run depends on,
-so the states of other parameters, inputs, code or machines are never taken up. They stay for a week.
+so a run never resumes from the state of other parameters, inputs, code or another kind of machine. States are removed
+after a week.
 """
 
 import hashlib
@@ -22,13 +23,13 @@ from stages.runner.run import Run, warn
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path("checkpoints")
-STATES = 2  # that are kept of a run
-WEEK = 7 * 24 * 3600
+STATES = 2  # how many states of a run are kept, the newest ones
+WEEK = 7 * 24 * 3600  # seconds
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def facts_of(run: Run[Any]) -> dict[str, Any]:
-    """All that the result of a run depends on."""
+    """All that the result of a run depends on, for the key of its checkpoints."""
     main = Path(getattr(sys.modules["__main__"], "__file__", None) or __file__).resolve()
     folders = {ROOT / "ldm", ROOT / "stages"} | ({main.parent} if ROOT / "recipes" in main.parents else set())
     files = sorted(path for folder in folders for path in folder.rglob("*.py"))
@@ -64,22 +65,22 @@ def first_difference(here: Any, there: Any, path: str = "") -> str:
 
 
 class Checkpoints:
-    """The states of one run, or of one process's slice of it.
+    """The states of one run, or of one process of it.
 
-    From its making on, SIGINT and SIGTERM are noted in `signal`, and do not end the run; from `finished` on they end
-    it at once.
+    As soon as this object exists, SIGINT and SIGTERM no longer end the run: their number is noted in `signal`, for the
+    run to write a state and stop. After `finished` they end the run at once.
     """
 
     def __init__(self, run: Run[Any]) -> None:
         self.run, self.rank = run, training.distributed.rank()
-        self.facts = facts = facts_of(run)
-        key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        self.facts = facts_of(run)
+        key = hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = FOLDER / run.name / key
         self.prefix = f"process{self.rank}-" if self.rank else ""
-        self.signal = 0  # the one that asks to stop
+        self.signal = 0  # the number of the signal that asks to stop
         self._saved = time.monotonic()
         if not self.rank:
-            self._look_at_others(facts)
+            self._look_at_others()
         for stray in self.folder.glob(f".{self.prefix or '[!p]'}*.tmp"):
             stray.unlink(missing_ok=True)
         for path in [*self._paths(), self.folder / "finished"] if not run.resume else ():
@@ -87,23 +88,26 @@ class Checkpoints:
         for number in SIGNALS:
             signal.signal(number, self._note)
 
-    def _look_at_others(self, facts: dict[str, Any]) -> None:
-        """Say which unfinished runs of this stage have left states, and remove what is older than a week."""
+    def _look_at_others(self) -> None:
+        """Name other unfinished runs of this stage that have left states, and remove states older than a week."""
         for file in sorted((FOLDER / self.run.name).glob("*/facts.json")):
             states = list(file.parent.glob("*.safetensors"))
             if time.time() - max(path.stat().st_mtime for path in [file, *states]) > WEEK:
                 shutil.rmtree(file.parent, ignore_errors=True)
             elif states and file.parent != self.folder and not (file.parent / "finished").exists():
-                difference = first_difference(facts, json.loads(file.read_text("utf-8"))).removeprefix("parameters.")
-                remedy = "python -m tools.check --clean removes them"
-                self._say(f"an unfinished run has left states in {file.parent} ({difference}); {remedy}")
+                difference = first_difference(self.facts, json.loads(file.read_text("utf-8")))
+                about = f"{file.parent} ({difference.removeprefix('parameters.')})"
+                self._say(f"an unfinished run has left states in {about}; python -m tools.check --clean removes them")
 
     def due(self) -> bool:
-        """Whether an interval has passed since the last state."""
+        """Whether `save_every` seconds have passed since the last state."""
         return time.monotonic() - self._saved >= self.run.save_every
 
     def save(self, number: int, tensors: dict[str, Tensor]) -> None:
-        """Keep a state, the last two in all. A full disk costs no more than this state."""
+        """Write a state, and remove all but the last STATES of them. On a full disk, warn, and go on without it.
+
+        number: of steps or samples so far, by which states are ordered.
+        """
         try:
             if not self.rank and not (self.folder / "facts.json").exists():
                 artifacts.write_atomic(self.folder / "facts.json", json.dumps(self.facts).encode())
@@ -116,7 +120,7 @@ class Checkpoints:
         self._saved = time.monotonic()
 
     def latest(self) -> dict[str, Tensor] | None:
-        """The last state that is whole, or None. A corrupt one is named and passed over."""
+        """The last intact state, or None. A corrupt one is renamed, with a warning, and the one before it is taken."""
         for path in reversed(self._paths()):
             try:
                 state = artifacts.load(path, "state")
@@ -129,20 +133,20 @@ class Checkpoints:
         return None
 
     def interrupted(self, number: int) -> Interrupted:
-        """What to raise after a signal."""
+        """The exception to raise after the signal of this number."""
         paths = self._paths()
         how = f"run the same command again, or dvc repro, to resume from {paths[-1]}" if paths else "no state was kept"
         return Interrupted(f"interrupted; {how}", 128 + number)
 
     def finished(self) -> None:
-        """The last state is kept: from now on a signal ends the run at once."""
+        """Mark the run as finished, once its last state is written: from now on a signal ends it at once."""
 
         def stop(number: int, frame: FrameType | None) -> None:
             raise self.interrupted(number)
 
         for number in SIGNALS:
             signal.signal(number, stop)
-        with suppress(OSError):  # a full disk costs no more than the mark
+        with suppress(OSError):  # on a full disk the run goes on without the mark
             if not self.rank:
                 artifacts.write_atomic(self.folder / "finished", b"")
 
