@@ -12,11 +12,11 @@ from stages.runner import Run, stage
 
 
 class Config(Section):
-    """What training is given of the posteriors.
+    """How to encode, and what the latents of an image are.
 
     batch_size: images encoded at once
-    draws: fresh, the posteriors, from which training draws in each step; or once, a single draw for good
-    seed: seed of that single draw
+    draws: fresh keeps the posteriors, and training draws from them in each step; once keeps a single draw of each
+    seed: seed of the draws that are made once
     """
 
     batch_size: Count

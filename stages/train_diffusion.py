@@ -23,7 +23,7 @@ class Config(Section):
     weighting: the weight of the loss over the noise level
     penalty: how an error is penalised
     timestep_sampling: how training times are drawn
-    flip: share of the images that are mirrored left to right; without an autoencoder only
+    flip: share of the images that are mirrored left to right; 0 unless the latents are pixels
     class_labels: give the network each image's class, so that classes can be asked for
     guide_step: step whose averaged network is kept as the guide of autoguidance; a multiple of record_every
     """

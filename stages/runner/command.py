@@ -26,6 +26,7 @@ from stages.runner.parameters import PARAMS, parameter_rows, read_section, read_
 from stages.runner.run import C, Run, files_of, warn
 
 Compute = Callable[[Run[C]], None]
+# number of an OSError → what the user can do; for all others, free space or choose another folder
 REMEDIES = {errno.EISDIR: "name a file in it", errno.ENOTDIR: "a folder is wanted there"}
 REMEDIES |= {errno.EACCES: "make it accessible to you"}
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
@@ -57,14 +58,14 @@ def stage(
     )
     @_option("--recipe", type=Path, default=recipe, is_eager=True, help="Folder of params.yaml and dvc.yaml.")
     @_option("--params", type=Path, is_eager=True, help="Another parameter file (needs --out).")
-    @_option("--section", default=name, is_eager=True, help="Another section of it (needs --out).")
+    @_option("--section", default=name, is_eager=True, help="Another section of that file (needs --out).")
     @_option("--in", "sources", metavar="NAME=PATH", multiple=True, help="Read an input from elsewhere (needs --out).")
     @_option("--out", type=Path, help="Write all outputs into this folder instead of the tracked places.")
     @_option("--device", default="auto", help="auto, cpu, cuda or cuda:i.")
     @_from_environment("--save-every", type=click.FloatRange(min=0), default=60.0, help="Seconds between checkpoints.")
     @_from_environment("--no-resume", is_flag=True, help="Start anew, whatever checkpoints an earlier run has left.")
-    @_from_environment("--deterministic", is_flag=True, help="Only operations that give the same bits every time.")
-    @_from_environment("--processes", type=click.IntRange(min=1), default=1, help="Processes, started by torchrun.")
+    @_from_environment("--deterministic", is_flag=True, help="Use only operations that always give the same bits.")
+    @_from_environment("--processes", type=click.IntRange(min=1), default=1, help="Processes that torchrun starts.")
     def command(settings: tuple[str, ...], sources: tuple[str, ...], out: Path | None, **given: Any) -> None:
         params, section, recipe = given["params"], given["section"], given["recipe"]
         if out is None and (settings or sources or params or section != name):
@@ -129,7 +130,7 @@ def pick_device(text: str) -> str:
     """`auto` takes the GPU where there is one. Raises: InputError for a device that is not there."""
     if text == "cpu":
         return text
-    with warnings.catch_warnings(record=True) as caught:  # torch says several lines of a driver that is too old
+    with warnings.catch_warnings(record=True) as caught:  # of a driver that is too old, torch warns in several lines
         warnings.simplefilter("always")
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     why = f" ({str(caught[0].message).partition('. ')[0]})" if caught else ""

@@ -13,7 +13,7 @@ UNDER_TORCHRUN = int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def launch(run: Run[Any], processes: int) -> NoReturn:
-    """Become torchrun with that many processes of this command on this machine. Raises: InputError."""
+    """Replace this process by torchrun, which runs the same command in that many processes. Raises: InputError."""
     if hasattr(run.config, "optimisation"):
         training.distributed.check_divides(run.config.optimisation.batch_size, processes)
     if run.device_type == "cuda":
@@ -27,7 +27,7 @@ def launch(run: Run[Any], processes: int) -> NoReturn:
 
 
 def join(device: str) -> str:
-    """Join the other processes; returns the device of this one, of which each has its own."""
+    """Join the other processes. Returns the device of this one: the CPU, or a GPU that no other process has."""
     if not device.startswith("cuda"):
         torch.distributed.init_process_group("gloo")
         return device

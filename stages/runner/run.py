@@ -26,7 +26,7 @@ class Run(Generic[C]):
     outputs: dict[str, Path]  # by file name
     device: str
     save_every: float = 60.0  # seconds between two checkpoints
-    resume: bool = True  # from the checkpoints that there are
+    resume: bool = True  # whether to go on from an earlier run's checkpoint
 
     @property
     def device_type(self) -> str:
@@ -48,7 +48,8 @@ class Run(Generic[C]):
     ) -> Artifact:
         """Write the output artifact of a kind, and read it back.
 
-        Its configuration is the resolved section, the type of device, and anything to add.
+        parents: the artifacts that it was computed from. Its configuration is the resolved section, the type of the
+        device, and `config`.
         """
         path = self.outputs[f"{kind}.safetensors"]
         artifacts.save(path, kind, tensors, self.config.resolved() | {"device": self.device_type} | config, parents)
@@ -86,7 +87,7 @@ def files_of(
 
 
 def path_of(entry: Any) -> str:
-    """The path of an output of dvc.yaml, which may be a mapping from it to its options."""
+    """The path of an entry of `outs` in dvc.yaml, which is the path alone or a mapping {path: options}."""
     return next(iter(entry)) if isinstance(entry, dict) else entry
 
 
