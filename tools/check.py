@@ -18,8 +18,8 @@ import click
 from ldm import InputError, Section
 from stages.runner import DAG, FOLDER, PARAMS, ROOT, read_yaml, run_command
 
-ABSENT = ("deleted", "not in cache")
-SHOWN = 5  # reasons that a line names
+ABSENT = ("deleted", "not in cache")  # what DVC says of data that are not here
+SHOWN = 5  # how many reasons a line names
 
 
 def stage_config(name: str) -> type[Section]:
@@ -28,7 +28,7 @@ def stage_config(name: str) -> type[Section]:
 
 
 def check_parameters(recipe: Path) -> None:
-    """Raises: InputError for the first thing that is wrong in the parameters of a pipeline."""
+    """Raises: InputError for the first mistake in the parameters of the pipeline, or of a recipe like it."""
     path, stages, sections = recipe / PARAMS, read_yaml(recipe / DAG)["stages"], read_yaml(recipe / PARAMS)
     names = [name for name in stages if (ROOT / "stages" / f"{name}.py").exists()]
     for name in sorted(sections.keys() ^ set(names), key=str):
@@ -36,7 +36,7 @@ def check_parameters(recipe: Path) -> None:
         raise InputError(f"{path}: the section {name!r} is {problem}; wanted are {', '.join(names)}")
     configs: dict[str, Any] = {name: stage_config(name).parse(sections[name], f"{path}: {name}") for name in names}
     sample, evaluate = configs["sample"], configs["evaluate"]
-    try:  # what no section can know alone
+    try:  # from here on, what takes two sections to see
         sample.build("spacing")(configs["train_diffusion"].build("schedule"), sample.steps)
     except InputError as error:
         raise InputError(f"{path}: sample.steps: {error}") from None
@@ -74,7 +74,7 @@ def changed_stages() -> dict[str, list[tuple[str, str]]]:
 
 
 @click.command(help=__doc__)
-@click.option("--recipe", type=Path, help="Check the parameters in this folder alone.")
+@click.option("--recipe", type=Path, help="Check the parameters in this folder, and nothing else.")
 @click.option("--clean", is_flag=True, help="Remove checkpoints, and last good weights, of interrupted runs.")
 def command(recipe: Path | None, clean: bool) -> None:
     check_parameters(recipe or Path())

@@ -2,10 +2,10 @@
 
 \b
 python -m tools.same_bytes HEAD             the working tree against the last commit
-python -m tools.same_bytes HEAD --commit    and, where nothing differs, take it over into dvc.lock without a rerun
+python -m tools.same_bytes HEAD --commit    and, where nothing differs, enter the new code into dvc.lock without a rerun
 
-Tensors are compared by value, other files by bytes. The run is small, but for the sizes it is the pipeline of
-params.yaml, so it proves nothing of a recipe, nor of choices that the pipeline does not make.
+Tensors are compared by value, other files by bytes. The small pipeline makes the choices of params.yaml, with smaller
+sizes. So it proves nothing about recipes, or about choices that the pipeline does not make.
 """
 
 import sys
@@ -45,7 +45,7 @@ def differences(before: Path, after: Path) -> list[str]:
 
 @click.command(help=__doc__)
 @click.argument("revision")
-@click.option("--commit", is_flag=True, help="Where nothing differs: dvc commit -f of the pipeline's stages.")
+@click.option("--commit", is_flag=True, help="Where nothing differs, run dvc commit --force dvc.yaml.")
 def command(revision: str, commit: bool) -> None:
     for stage, changes in changed_stages().items() if commit else ():
         for path, state in changes:

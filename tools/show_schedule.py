@@ -1,8 +1,8 @@
 """Print noise schedules over time, and warn where sampling from pure noise would be wrong.
 
 \b
-python -m tools.show_schedule                                   that of params.yaml
-python -m tools.show_schedule cosine linear --out schedules.png others, with their options there, drawn side by side
+python -m tools.show_schedule                                   the schedule that params.yaml chooses
+python -m tools.show_schedule cosine linear --out schedules.png these, with their options in params.yaml, and a figure
 """
 
 from pathlib import Path
@@ -46,7 +46,7 @@ def show(name: str, schedule: Schedule) -> None:
 
 
 def figure(chosen: dict[str, Schedule]) -> bytes:
-    """PNG: how much signal is left over time."""
+    """PNG: the share of signal α² and the log signal-to-noise ratio of each schedule, over time."""
     picture = new_figure(9, 3)
     signal, ratio = picture.subplots(1, 2)
     t = torch.linspace(1e-3, 1, 1000, dtype=torch.float64)
