@@ -1,8 +1,8 @@
 """One point of quality against effort: a sampler and a number of function evaluations, its FID / floor and its seconds.
 
-It serves choices, so the floor is the validation images' distance to the training images, at the same n. A function
-evaluation is one pass of a network, the guide's too, per sample. The seconds, decoding included, are those at the pace
-of the fastest batch, since machines are shared.
+Choices are made by it, so the test images stay out: the floor is the distance of n validation images to the training
+images. A function evaluation is one pass of a sample through a network, the guide included. The seconds are those at
+the pace of the fastest batch, decoding included, since other work on the machine slows some batches down.
 """
 
 import time

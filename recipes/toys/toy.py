@@ -20,7 +20,7 @@ from recipes.toys import figures
 from stages import sample, train_diffusion
 from stages.runner import Run, stage
 
-TRUTH = 2000  # points at which the density, and by which the distances, are taken at most
+TRUTH = 2000  # most true points that the energy distance and the density are computed from
 
 
 class Distribution(Section):
@@ -79,7 +79,10 @@ def save_points(run: Run[Distribution], drawn: dict[str, Points]) -> None:
 
 
 def score(toy: Toy, x: Points, truth: Points, more_truth: Points, rng: np.random.Generator) -> dict[str, Any]:
-    """Distances of samples to the truth, in units of its deviation; `floor_…` are those of the truth to itself."""
+    """Distances of samples (n, d) to the truth, in units of its deviation, and the toy's own statistics.
+
+    `floor_…` are the distances of `more_truth`, other true points, to the truth: what a perfect sampler would have.
+    """
     unit, n = truth.std(), min(len(x), len(truth), TRUTH)
     row: dict[str, Any] = {"n": len(x)}
     for prefix, points in (("", x), ("floor_", more_truth[: len(x)])):
@@ -89,9 +92,9 @@ def score(toy: Toy, x: Points, truth: Points, more_truth: Points, rng: np.random
 
 
 def nats(toy: Toy, denoiser: Denoiser, standardiser: Standardiser, sigmas: Tensor, truth: Points) -> dict[str, Any]:
-    """Mean −log p of true points (n, d) by the model, and by the truth, which is its entropy; None without a density.
+    """Mean −log p of true points (n, d): `nats` by the model, and `entropy` by the truth; None without a density.
 
-    The model's is that of points with the noise of the smallest level, by the probability-flow ODE.
+    The model's density is that of points with the noise of the smallest level, by the probability-flow ODE.
     """
     log_density = toy.log_density(truth)
     if log_density is None:
