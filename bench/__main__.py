@@ -1,7 +1,7 @@
 """Time our training step and sampler beside diffusers, denoising-diffusion-pytorch and a plain loop.
 
-Every side runs in a process of its own. The sides take turns for some rounds, so that a slow minute of the machine
-hits all of them; the table has the median of the rounds, and the smallest and largest.
+Each of these is a side, and runs in a process of its own. The sides take turns for some rounds, so that a slow minute
+of the machine hits all of them. The table has the median of the rounds, the smallest and the largest.
 """
 
 from __future__ import annotations
@@ -43,7 +43,11 @@ def cost(network: torch.nn.Module) -> dict[str, int]:
 
 @dataclass
 class Worker:
-    """A side's process, and what it has measured so far: images a second, by what they were taken of."""
+    """The process of a side, and its figures so far.
+
+    peer: the library whose network ours matches. values: what was measured (train, a sampler or peak) → a figure for
+    each round, in images a second, or TFLOP/s for the peak. memory: the most that the process has used, in MiB.
+    """
 
     name: str
     peer: str
@@ -84,9 +88,10 @@ class Worker:
             self.process.kill()
 
     def row(self, what: str, peer_cost: dict[str, int], peaks: dict[str, float]) -> dict[str, Any]:
-        """The figures of one measurement.
+        """A row of the results: what was measured, and images a second.
 
-        Training counts three forward passes of the peer's network a step; the peak is that of the precision.
+        share_of_peak: the operations of training over the matrix peak of the precision. A training step counts as three
+        forward passes of the peer's network, for ours too.
         """
         speeds = self.values[what]
         row: dict[str, Any] = {"against": self.peer, "what": what, "side": self.name, "precision": self.precision}
@@ -104,7 +109,7 @@ class Worker:
     "--seconds", type=click.FloatRange(min=0), default=2.0, show_default=True, help="Length of a measurement."
 )
 @click.option(
-    "--batch-size", type=click.IntRange(min=2), default=256, show_default=True, help="Samples a training step."
+    "--batch-size", type=click.IntRange(min=2), default=256, show_default=True, help="Latents in a training step."
 )
 @click.option("--n", type=click.IntRange(min=1), default=250, show_default=True, help="Samples drawn at once.")
 @click.option(
@@ -113,7 +118,7 @@ class Worker:
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Folder of the results; if none is named, that of this kind of machine in bench/results.",
+    help="Folder of the results; without it, a folder in bench/results that is named after this kind of machine.",
 )
 def command(
     device: str, rounds: int, seconds: float, batch_size: int, n: int, evaluations: int, out: Path | None
@@ -167,7 +172,7 @@ def command(
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What the figures were taken on."""
+    """The machine that the figures were taken on: CPU, cores, GPU, and the versions of torch and Python."""
     lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
     cpu = {key.strip(): value.strip() for key, _, value in lines}
     return {

@@ -72,7 +72,7 @@ def denoising_diffusion_pytorch_unet() -> nn.Module:
 
 
 class Side:
-    """A network on a device, in a precision, with its training step and its sampler."""
+    """A network on a device, in a precision, with its training step and its samplers."""
 
     samplers: tuple[str, ...] = ()
     network: nn.Module  # what a training step changes
@@ -92,7 +92,7 @@ class Side:
         raise NotImplementedError
 
     def draw(self, sampler: str, n: int, evaluations: int) -> Tensor:
-        """n latents, by a sampler of this side."""
+        """n latents (n, C, h, w) by a sampler of this side, with so many passes of the network for each."""
         raise NotImplementedError
 
     def images(self, sampler: str, n: int, evaluations: int) -> Tensor:
@@ -104,7 +104,7 @@ class Side:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
     def loader(self) -> Iterator[Tensor]:
-        """What a tutorial reads its batches with, for ever."""
+        """Endless batches (batch_size, C, h, w) from a DataLoader, as a tutorial reads them."""
         from torch.utils.data import DataLoader, TensorDataset  # the peers read by it
 
         data = DataLoader(TensorDataset(self.latents), self.batch_size, shuffle=True, drop_last=True)
@@ -203,7 +203,7 @@ class Diffusers(Side):
 
 
 class DenoisingDiffusionPyTorch(Side):
-    """The step of its Trainer, and its DDIM."""
+    """The step of the library's Trainer, and its DDIM sampler."""
 
     samplers = ("ddim",)
 

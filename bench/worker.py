@@ -1,4 +1,4 @@
-"""One side in a process of its own, so that its memory is its own.
+"""One side in a process of its own, so that its memory can be measured apart.
 
 Requests come in as lines of JSON, and measurements go out.
 """
