@@ -1,4 +1,4 @@
-"""Start a recipe: a folder with the pipeline's params.yaml and dvc.yaml, changed as asked, to edit on.
+"""Start a recipe: a new folder with copies of the pipeline's params.yaml and dvc.yaml, changed as the options say.
 
 \b
 python -m tools.new_recipe recipes/mine --set prepare_data.dataset=folder --set prepare_data.root=/my/images

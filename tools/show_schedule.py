@@ -20,8 +20,8 @@ SECTION = "train_diffusion"
 @click.command(help=__doc__)
 @click.argument("names", nargs=-1)
 @click.option("--params", type=Path, default=PARAMS, show_default=True, help="Parameter file.")
-@click.option("--section", default=SECTION, show_default=True, help="Its section.")
-@click.option("--out", type=Path, help="A PNG file to draw them in.")
+@click.option("--section", default=SECTION, show_default=True, help="Section with a schedule.")
+@click.option("--out", type=Path, help="PNG file to draw the schedules into.")
 def command(names: tuple[str, ...], params: Path, section: str, out: Path | None) -> None:
     values = read_section(params, section)
     values = values.get(SECTION, values)  # the section of a toy holds that of the training
@@ -36,7 +36,7 @@ def command(names: tuple[str, ...], params: Path, section: str, out: Path | None
 
 
 def show(name: str, schedule: Schedule) -> None:
-    """Print a schedule at five times."""
+    """Print alpha_t, sigma_t and the signal-to-noise ratio of a schedule at five times."""
     level = schedule.at(torch.tensor([1e-3, 0.25, 0.5, 0.75, 1.0], dtype=torch.float64))
     print(f"{name}\n{'t':>8} {'alpha_t':>12} {'sigma_t':>12} {'SNR':>12}")
     for t, alpha_t, sigma_t, snr in zip(*level, (level.alpha_t / level.sigma_t) ** 2, strict=True):

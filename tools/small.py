@@ -1,6 +1,6 @@
-"""Run the pipeline small, in a folder of its own: a few hundred real digits and a few dozen steps, on one thread.
+"""Run a small copy of the pipeline in a new folder: a few hundred real digits and a few dozen steps, on one thread.
 
-The tests work on such a run, and tools.same_bytes compares two of them.
+small.yaml has its parameters. The tests work on such a run, and tools.same_bytes compares two of them.
 """
 
 import json
@@ -21,7 +21,7 @@ SMALL = read_yaml(Path(__file__).with_suffix(".yaml"))  # dotted keys of params.
 
 
 def change(path: Path, settings: dict[str, Any]) -> None:
-    """Set dotted keys of a YAML file."""
+    """Set dotted keys of a YAML file, whose comments stay."""
     yaml = YAML()
     values = yaml.load(path)
     with_settings(values, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
