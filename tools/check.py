@@ -51,7 +51,7 @@ def check_parameters(recipe: Path) -> None:
 def stale_results() -> Iterator[str]:
     """A line for each locked stage whose code, parameters, data or committed outputs have changed since it ran.
 
-    Data that are not here (`dvc pull` fetches them) say nothing.
+    Data that are missing here do not count as changed: `dvc pull` fetches them.
     """
     for stage, changes in changed_stages().items():
         reasons = [f"{path} {state}" for path, state in changes if state not in ABSENT]
