@@ -52,10 +52,9 @@ def compute(run: Run[Config]) -> None:
     with torch.inference_mode():
         pairs = zip(z.split(500), validation.split(500), strict=True)
         nll = torch.cat([vaes.bernoulli_nll(averaged.decode(a), from_uint8(b)) for a, b in pairs])
-    error = from_uint8(decoded) - from_uint8(validation)
+    mse = (from_uint8(decoded) - from_uint8(validation)).double().square().mean().item()
     kl = posterior.kl_divergence().double().sum().item() / len(validation)
-    metrics = {"data": images.config["data"], "n": len(validation)}
-    metrics |= {"reconstruction_mse": error.double().square().mean().item()}
+    metrics = {"data": images.config["data"], "n": len(validation), "reconstruction_mse": mse}
     metrics |= {"reconstruction_nll": nll.double().mean().item(), "kl": kl}
     run.write_json("metrics.json", metrics | {"active_dimensions": posterior.active_dimensions()})
     run.save("vae", averaged.state_dict(), [images], shape=list(train.shape[1:]))
