@@ -39,9 +39,9 @@ class Model:
     ) -> Tensor:
         """Draw n images, uint8 (n, C, H, W): the ones that the stages draw with this seed, from index `first` on.
 
-        label: the class of all of them; None takes that of the stage `sample`, and where it has none, classes drawn as
-        often as in training. steps, sampler, spacing: None takes those of the stage `sample`; a sampler or spacing is
-        its name, or {name: options}. Raises: InputError for an unknown name or class, bad options, or n below 1.
+        label: the class of all of them; None takes that of the stage `sample`, and where it has none, each class by its
+        quota. steps, sampler, spacing: None takes those of the stage `sample`; a sampler or spacing is its name, or
+        {name: options}. Raises: InputError for an unknown name or class, bad options, or n below 1.
         """
         if n < 1:
             raise InputError(f"{n} images cannot be drawn; ask for at least 1")

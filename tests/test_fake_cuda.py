@@ -16,6 +16,7 @@ from ldm.diffusion import Denoiser, DiffusionLoss
 from ldm.networks import Posterior, Standardiser, autoencoder, autoencoders, classifiers, networks
 from ldm.networks.classifier import Classifier
 from ldm.sampling import Guided, Streams, samplers, spacings, states
+from ldm.sampling.classes import classes_of
 from stages.runner import PARAMS, read_section
 from stages.train_diffusion import Config
 
@@ -80,7 +81,7 @@ def test_every_sampler(name, schedule):
         for network in (main.network, guide.network):
             moved(network).eval()
         noise = Streams(0, range(B), SHAPE, "cuda")
-        labels = noise.labels([B] * CLASSES)
+        labels = classes_of(range(B), [B] * CLASSES, None, "cuda")
     with torch.inference_mode():  # the levels are real numbers on the CPU; whatever meets a fake tensor becomes one
         *_, end = states(guided, samplers.build(name), sigmas, noise, labels)
     assert (end.device.type, end.dtype, end.shape) == ("cuda", torch.float64, (B, *SHAPE))

@@ -11,7 +11,7 @@ to 4 block + 3 of a draw are those of Box & Muller (1958), with u_i = (w_i + ½)
 
     √(−2 ln u0) cos 2π u1,  √(−2 ln u0) sin 2π u1,  √(−2 ln u2) cos 2π u3,  √(−2 ln u2) sin 2π u3
 
-A class takes a draw of its own, u0 of block 0. CPU and GPU agree to the rounding of float64.
+CPU and GPU agree to the rounding of float64.
 """
 
 import math
@@ -54,12 +54,6 @@ class Streams:
         pairs = [((-2 * a.log()).sqrt(), 2 * math.pi * b) for a, b in ((u0, u1), (u2, u3))]
         normal = torch.stack([radius * wave for radius, angle in pairs for wave in (angle.cos(), angle.sin())], -1)
         return normal.flatten(1)[:, : math.prod(self._shape)].reshape(-1, *self._shape)
-
-    def labels(self, class_sizes: Sequence[int]) -> Tensor:
-        """One class per stream, in proportion to the sizes of the classes: (B,) indices."""
-        sizes = torch.tensor(class_sizes, dtype=torch.float64)
-        cumulative = (sizes.cumsum(0) / sizes.sum()).to(self._indices.device)
-        return torch.bucketize(self._uniform(self._blocks[:1])[0][:, 0], cumulative, right=True)
 
     def _uniform(self, blocks: Tensor) -> list[Tensor]:
         """The four uniform numbers in (0, 1) of each block of the next draw, each (B, blocks) in float64."""

@@ -8,22 +8,11 @@ from typing import NamedTuple
 from ldm.diffusion import Denoiser
 from ldm.lazy import Tensor, torch
 from ldm.precision import Precision, autocast
+from ldm.sampling.classes import classes_of
 from ldm.sampling.guidance import Guided
 from ldm.sampling.levels import check_sigmas
 from ldm.sampling.noise import Streams
 from ldm.sampling.samplers import Noise, Sampler
-
-
-def draw_labels(streams: Streams, class_sizes: Sequence[int], label: int | None) -> Tensor | None:
-    """The classes of the samples of these streams, (B,), or None for networks without classes.
-
-    label: the class of all of them; None: each class is drawn as often as it occurs in training. Either way the classes
-    take the first draw of every stream, and the noise comes after it.
-    """
-    if not class_sizes:
-        return None
-    labels = streams.labels(class_sizes)
-    return labels if label is None else torch.full_like(labels, label)
 
 
 def states(
@@ -80,13 +69,13 @@ def sample_batches(
 ) -> Iterator[Samples]:
     """Draw samples, batch by batch. batches: the numbers (indices) of the samples, each of which has its own noise.
 
-    label: as for `draw_labels`. shown: how many samples of the first batch have their states kept. precision: of the
+    label: as for `classes_of`. shown: how many samples of the first batch have their states kept. precision: of the
     networks; the states are float64. Raises: InputError for a class that the networks were not trained on.
     """
     denoiser.check_label(label)
     for indices in batches:
         streams = Streams(seed, indices, denoiser.shape, denoiser.main.device)
-        labels = draw_labels(streams, denoiser.class_sizes, label)
+        labels = classes_of(indices, denoiser.class_sizes, label, denoiser.main.device)
         frames = []
         with autocast(precision, denoiser.main.device.type):
             for x_t in states(denoiser, sampler, sigmas, streams, labels):

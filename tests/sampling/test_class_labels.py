@@ -7,8 +7,8 @@ from torch import nn
 from ldm import artifacts
 from ldm.diffusion import Denoiser, DiffusionLoss, penalties, predictions, schedules, weightings
 from ldm.errors import InputError
-from ldm.sampling import Guided, Streams
-from ldm.sampling.reverse import draw_labels
+from ldm.sampling import Guided
+from ldm.sampling.classes import classes_of, quota
 
 UNET = {"width": 16, "multipliers": [1], "blocks": 1, "embedding": 32, "groups": 8, "heads": 2}
 CONFIG = {"network": "unet", "networks": {"unet": UNET}}
@@ -61,27 +61,36 @@ def test_classes_add_one_table_of_weights():
     assert not plain.state_dict().keys() - classed.state_dict().keys()
 
 
-def test_classes_are_drawn_as_often_as_in_training():
+SIZES = [
+    [100, 0, 300, 600],
+    [7],
+    [1, 1, 1],
+    [720, 70, 2, 2, 2, 5, 5, 283, 3, 1],  # where the class furthest behind, in its turn, would be 1.15 behind
+    [5444, 6179, 5470, 5638, 5307, 4987, 5417, 5715, 5389, 5454],  # MNIST's, as its 55,000 training images may be
+    torch.randint(1, 1000, (100,), generator=torch.Generator().manual_seed(0)).tolist(),
+]
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=len)
+def test_every_prefix_has_the_shares_of_the_training_images(sizes):
+    """To within one sample; a whole period has the counts of the training images."""
+    total, n = sum(sizes), min(sum(sizes), 3000)
+    counts = torch.nn.functional.one_hot(torch.tensor(quota(tuple(sizes), n)), len(sizes)).cumsum(0)
+    shares = torch.arange(1, n + 1)[:, None] * torch.tensor(sizes)
+    assert ((counts * total - shares).abs() < total).all()
+    assert not counts[-1][torch.tensor(sizes) == 0].any()
+    if n == total:
+        assert counts[-1].tolist() == sizes
+        assert classes_of([0, total, 5 * total], sizes, None, "cpu").unique().numel() == 1
+
+
+def test_the_class_of_a_sample_depends_on_its_index_alone():
     sizes = [100, 0, 300, 600]
-    drawn = Streams(5, range(4000), (1,)).labels(sizes)
-    shares = torch.bincount(drawn, minlength=4) / 4000
-    assert shares[1] == 0
-    expected = torch.tensor([0.1, 0.0, 0.3, 0.6])
-    torch.testing.assert_close(shares, expected, rtol=0, atol=0.03)  # four deviations of a share of 0.6
-    assert torch.equal(Streams(5, [17, 3], (1,)).labels(sizes), drawn[[17, 3]])  # the batch never changes a class
-    assert not torch.equal(Streams(6, range(4000), (1,)).labels(sizes), drawn)
-
-
-def test_the_noise_is_the_same_whatever_class_is_asked_for():
-    noise = []
-    for label in (None, 0, 2):
-        streams = Streams(0, range(3), (2,))
-        labels = draw_labels(streams, [5, 5, 5], label)
-        expected = Streams(0, range(3), (2,)).labels([5, 5, 5]).tolist() if label is None else [label] * 3
-        assert labels.tolist() == expected
-        noise.append(streams())
-    assert torch.equal(noise[0], noise[1])
-    assert torch.equal(noise[0], noise[2])
+    whole = classes_of(range(4000), sizes, None, "cpu")
+    assert torch.equal(classes_of([17, 3], sizes, None, "cpu"), whole[[17, 3]])
+    assert torch.equal(classes_of([10**12 + 17], sizes, None, "cpu"), whole[[17]])  # a multiple of the period
+    assert classes_of(range(3), sizes, 2, "cpu").tolist() == [2] * 3
+    assert classes_of(range(3), [], None, "cpu") is None
 
 
 def test_guidance_gives_both_networks_the_same_classes():
@@ -110,10 +119,8 @@ def test_classes_that_were_trained_on_may_be_asked_for(label):
 
 
 def test_without_labels_there_is_no_class_to_ask_for():
-    plain, streams = guided(), Streams(0, [0], (1, 4, 4))
+    plain = guided()
     plain.check_label(None)
-    assert draw_labels(streams, plain.class_sizes, None) is None
-    assert torch.equal(streams(), Streams(0, [0], (1, 4, 4))())  # no draw was spent on a class
     with pytest.raises(InputError, match=r"label 0: the denoiser was trained without labels; .*class_labels"):
         plain.check_label(0)
 

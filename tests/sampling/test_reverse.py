@@ -8,6 +8,7 @@ from torch import nn
 from ldm.diffusion import Denoiser, predictions, schedules
 from ldm.errors import InputError
 from ldm.sampling import Guided, Streams, last_state, sample_batches, samplers, spacings, states
+from ldm.sampling.classes import classes_of
 
 SAMPLERS = sorted(samplers.functions)
 SCHEDULES = sorted(schedules.functions)
@@ -141,10 +142,10 @@ def test_any_division_into_batches_gives_the_same_samples(name, class_sizes):
 
 
 def test_labels_are_those_asked_for():
-    """Drawn from the first draw of each stream where none is asked for; then only the class differs, not the noise."""
+    """By quota where none is asked for; then only the class differs, not the noise."""
     denoiser = guided(5, 0, 15)
     (free,) = drawn(denoiser, "euler", range(40))
-    assert torch.equal(free.labels, Streams(5, range(40), (2, 4, 4)).labels([5, 0, 15]))
+    assert torch.equal(free.labels, classes_of(range(40), [5, 0, 15], None, "cpu"))
     assert set(free.labels.tolist()) == {0, 2}
     asked = drawn(denoiser, "euler", range(15), range(15, 40), label=2)
     assert [batch.labels.tolist() for batch in asked] == [[2] * 15, [2] * 25]

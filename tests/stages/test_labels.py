@@ -16,7 +16,7 @@ from ldm import artifacts
 from ldm.diffusion import Denoiser, DiffusionLoss, penalties, timestep_samplings, weightings
 from ldm.errors import InputError
 from ldm.networks import Posterior, Standardiser
-from ldm.sampling import Streams
+from ldm.sampling.classes import classes_of
 from stages.runner import read_section
 from stages.train_diffusion import Config, read_labels
 
@@ -68,13 +68,13 @@ def sample(project, out, *settings, **sources):
 
 @pytest.mark.slow
 def test_samples_tell_their_class(project, tmp_path):
-    """Those of the pipeline: drawn in the training images' shares; a class asked for is the only one."""
+    """Those of the pipeline: in the training images' shares, by quota; a class asked for is the only one."""
     images = artifacts.load(project / "artifacts/prepare_data/images.safetensors", "images")
     trained = artifacts.load(project / "artifacts/train_diffusion/denoiser.safetensors", "denoiser")
     sizes = trained.config["class_sizes"]
     assert sizes == torch.bincount(images["train_labels"].long(), minlength=10).tolist()
     drawn = artifacts.load(project / "artifacts/sample/samples.safetensors", "samples")
-    assert torch.equal(drawn["labels"], Streams(0, range(300), (1,)).labels(sizes).byte())
+    assert torch.equal(drawn["labels"], classes_of(range(300), sizes, None, "cpu").byte())
     done = sample(project, tmp_path, "label=3", "n=20")
     assert done.returncode == 0, done.stderr
     threes = artifacts.load(tmp_path / "samples.safetensors", "samples")
