@@ -21,6 +21,7 @@ from .config import choice as choice
 from .config import choices_of as choices_of
 from .errors import InputError as InputError
 from .errors import Interrupted as Interrupted
+from .images import duplicates as duplicates
 from .images import from_uint8 as from_uint8
 from .images import gif as gif
 from .images import png as png

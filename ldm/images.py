@@ -19,6 +19,12 @@ def to_uint8(x: Tensor) -> Tensor:
     return (x * 255).round().clamp(0, 255).to(torch.uint8)
 
 
+def duplicates(images: Tensor, known: Tensor) -> Tensor:
+    """Which of the images (n, C, H, W) are equal in every pixel to one of the known ones, uint8: (n,) booleans."""
+    seen = {image.numpy().tobytes() for image in known}
+    return torch.tensor([image.numpy().tobytes() in seen for image in images], dtype=torch.bool)
+
+
 def tile(images: Tensor, columns: int, gap: int = 2) -> NDArray[np.uint8]:
     """Lay uint8 images (N, C, H, W) out in rows on white: an array (height, width), or (height, width, 3) in colour."""
     grid = torchvision.utils.make_grid(images, columns, padding=gap, pad_value=255).permute(1, 2, 0).cpu().numpy()

