@@ -36,7 +36,7 @@ TENSORS = {
     "latents": {"*_mean": "float32 N c h w", "*_log_variance": "float32 N c h w"}
     | {"channel_mean": "float64 c", "channel_std": "float64 c"},
     "samples": {"samples": "float32 N c h w", "labels?": "uint8 N", "trajectory": "float32 n T c h w"},
-    "generated": {"images": "uint8 N C H W"},
+    "generated": {"images": "uint8 N C H W", "labels?": "uint8 N"},
 }
 
 

@@ -43,8 +43,9 @@ def compute(run: Run[Config]) -> None:
         reconstructed = networks.autoencoder.decode_images(decoder.vae, means[: config.columns].to(run.device)).cpu()
         pairs = torch.cat([originals[: config.columns], reconstructed])
         run.write("reconstructions.png", png(tile(pairs, config.columns)))
-    label = samples.config.get("label")  # the class of all samples, where one was asked for
-    run.save("generated", {"images": generated}, list(inputs.values()), **({} if label is None else {"label": label}))
+    label = samples.config.get("label")  # the class of all of them, where one was asked for
+    tensors = {"images": generated} | {name: samples[name] for name in ["labels"] if name in samples.tensors}
+    run.save("generated", tensors, list(inputs.values()), **({} if label is None else {"label": label}))
 
 
 main = stage("decode", Config, compute, __doc__)

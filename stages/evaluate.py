@@ -1,152 +1,183 @@
-"""Score sets of images against the training and the test images, one file per row, and write the table.
+"""Score sets of images against real ones: one file of chief measures per row, and a table of all of them.
 
 \b
-fid                   Fréchet distance to the training images' features; its floor is the row test_images
-fid_over_floor        fid over that of the test images: 1 is as close to the training images as test images are
-fid_test_over_floor   distance to the test images, over the same of random training images: copies of these score 1
-fid_second            fid in the features of the second classifier, by which nothing was chosen
-fid_spread            bootstrap deviation of fid
-fid_infinity          fid extrapolated to infinitely many images; not of reconstructions, made of training images
-kid                   kernel distance to n random training images, none of which the row vae_reconstruction reconstructs
-precision, recall     share of images near the real ones, and of real images near them; density and coverage likewise
-confidence            the classifier's mean confidence
-label_tv              total-variation distance of the predicted labels to all training labels
+fid                       Fréchet distance of the row's features to those of all training images
+fid_test, fid_val         fid over that of as many test images, or validation images: 1 is as close as these are
+fid_test_std, …           standard deviation of the ratio, over bootstrap resamples of both its sides
+second_test, second_val   as fid_test and fid_val, in the features of the second classifier, which no choice has used
+within_test, within_val   the ratio within each class, in the mean over the classes
+worst_test, worst_val     the largest of these, with its class
+copies                    distance to the test images, over the same of random training images: copies of these score 1
+agree, agree_second       share of the images that the first, or second, classifier calls by the class asked for
+precision, recall         share of images near real ones, and of real images near them; density and coverage likewise
+label_tv                  total-variation distance of the classes that the classifier sees to those of training
 
-The rows are those whose files dvc.yaml lists.
+The rows are those whose files dvc.yaml lists. What a row has no classes for, or too few images, is null.
 """
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ldm import Artifact, Count, InputError, Section, Seed, Several, from_uint8, metrics, networks, to_uint8
 from ldm.lazy import Tensor, torch
-from stages.runner import Run, new_figure, png_of, stage, track
+from stages.runner import Run, new_figure, png_of, stage, track, warn
 
-Features = np.ndarray
-DISTANCES = ("fid", "fid_over_floor", "fid_test_over_floor", "fid_second", "fid_second_over_floor")
-ROWS = ["random", "vae_prior", "vae_reconstruction", "diffusion", "test_images"]
+Measures = dict[str, Any]
+ROWS = ["random", "vae_prior", "reconstruction", "diffusion", "test_images", "validation_images"]
+# what a row's own file has, which `dvc metrics show` prints side by side
+CHIEF = ["data", "n", "fid", "fid_test", "fid_val", "second_test", "within_test", "within_val", "agree", "coverage"]
 
 
 class Config(Section):
     """The number of images, which is the same in every row, and the settings of the measures.
 
-    seed: seed of the subsets, the resamples and the rows random, vae_prior and vae_reconstruction
-    n: images per row; a test split with fewer gives all it has
-    resamples: bootstrap resamples for the spread of the distance
-    points: sizes from which the distance is extrapolated to infinitely many images
-    kid_subsets: subsets of KID
-    kid_size: images in a subset of KID
+    seed: seed of the subsets, the resamples and the rows random, vae_prior and reconstruction
+    n: images per row; where fewer test images (or, without final, validation images) are there, as many as these
+    final: compare with the test images too; false is for making a choice, which sees validation images alone, so that
+      it leaves the row test_images out
+    resamples: bootstrap resamples for the deviation of a ratio
     neighbours: k of precision, recall, density and coverage
     """
 
     seed: Seed
     n: Count
+    final: bool = True
     resamples: Several = 20
-    points: Several = 15
-    kid_subsets: Several = 20
-    kid_size: Several = 1000
     neighbours: Count = 5
+
+
+class Row(NamedTuple):
+    """The images of a row, uint8 (n, C, H, W), and the class that each should be of, (n,), where there is one."""
+
+    images: Tensor
+    labels: Tensor | None
+
+
+class Space(NamedTuple):
+    """The features of one classifier, and the real images in them, by the split that is held out."""
+
+    classifier: networks.classifier.Classifier
+    references: dict[str, metrics.reference.Reference]
+
+    @classmethod
+    def fit(cls, run: Run[Config], inputs: dict[str, Artifact], splits: dict[str, str], suffix: str) -> Space:
+        """splits: short name → split. suffix: that of the names in the artifact `features`."""
+        artifact = inputs["second_classifier" if suffix else "classifier"]
+
+        def real(split: str) -> metrics.reference.Labelled:
+            pair = inputs["features"][f"{split}{suffix}"], inputs["images"][f"{split}_labels"]
+            return labelled(*(metrics.quality.subset(x, len(x), run.config.seed) for x in pair))
+
+        train, reference = real("train"), metrics.reference.Reference
+        references = {short: reference(train, real(split), f"{split} images") for short, split in splits.items()}
+        return cls(networks.classifier.Classifier.from_artifact(artifact, run.device), references)
+
+    @property
+    def train(self) -> metrics.reference.Labelled:
+        """The training images, in every reference the same."""
+        return self.references["val"].train
+
+    def features(self, images: Tensor, device: str) -> Tensor:
+        return networks.classifier.in_batches(self.classifier.features, images.to(device)).cpu()
+
+    def classes(self, features: Tensor) -> Tensor:
+        """The class that the classifier sees, (n,)."""
+        with torch.inference_mode():
+            weight = self.classifier.logits.weight
+            return self.classifier.logits(features.to(weight.device)).argmax(1).cpu()
+
+
+def labelled(features: Tensor, labels: Tensor) -> metrics.reference.Labelled:
+    return metrics.reference.Labelled(features.numpy(), labels.numpy())
 
 
 def compute(run: Run[Config]) -> None:
     config, inputs = run.config, run.load_all()
-    images, real = inputs["images"], inputs["features"]
+    splits = {"test": "test", "val": "validation"} if config.final else {"val": "validation"}
+    images, first_split = inputs["images"], next(iter(splits.values()))
     vae = networks.autoencoder.from_artifact(inputs["vae"], run.device) if "vae" in inputs else None
-    train, generated = images["train_images"], inputs["generated"]["images"]
-    n = min(config.n, len(images["test_images"]))
-    label = inputs["generated"].config.get("label")
+    generated = inputs["generated"]
+    n = min(config.n, len(images[f"{first_split}_images"]))
+    label = generated.config.get("label")
     if label is not None:
         raise InputError(f"the generated images are all of class {label}, the others are not; set sample.label to null")
-    if len(generated) < n or len(train) < n:
-        raise InputError(f"{n} images per row: {len(generated)} are generated; lower evaluate.n or raise sample.n")
-    first, second = (FeatureSpace.fit(run, inputs, suffix, n) for suffix in ("", "_second"))
-    subset = metrics.quality.subset(real["train"], n, config.seed).numpy()
-    manifold = metrics.quality.Manifold.fit(subset, config.neighbours)
-    rows = [name for name in ROWS if f"{name}.json" in run.outputs]
-    table: dict[str, dict[str, Any]] = {}
+    if (count := len(generated["images"])) < n or len(images["train_images"]) < n:
+        raise InputError(f"{n} images per row: {count} are generated; lower evaluate.n or raise sample.n")
+    rows = [name for name in ROWS if f"{name}.json" in run.outputs and (config.final or name != "test_images")]
+    spaces = [Space.fit(run, inputs, splits, suffix) for suffix in ("", "_second")]
+    manifold = metrics.quality.Manifold.fit(spaces[0].train.features[:n], config.neighbours)
+    table: dict[str, Measures] = {}
     for name in track(rows, len(rows), "row", run.name, lambda _: 1):
-        if name == "test_images":
-            features, in_second = first.test_subset, second.test_subset
-        else:
-            row = draw_row(name, train, generated, vae, n, config.seed)
-            features, in_second = (space.features(row, run.device) for space in (first, second))
-        distances = *first.distances(features, name), *second.distances(in_second, name)[:2]
-        measured = measures(name, features, first, images["train_labels"].numpy(), manifold, config)
-        table[name] = {"data": images.config["data"], "n": n} | dict(zip(DISTANCES, distances, strict=True)) | measured
-    files = {f"{name}.json": json.dumps(values, indent=1).encode() for name, values in table.items()}
-    for file, content in (files | {"table.md": markdown(table).encode(), "table.png": figure(table)}).items():
+        row = draw_row(name, images, generated, vae, n, config.seed)
+        table[name] = {"data": images.config["data"], "n": n} | measures(run, name, row, spaces, manifold)
+    files = {f"{name}.json": as_json({key: row[key] for key in CHIEF if key in row}) for name, row in table.items()}
+    files |= {"measures.json": as_json(table), "table.md": markdown(table).encode(), "table.png": figure(table)}
+    for file, content in files.items():
         if file in run.outputs:
             run.write(file, content)
 
 
-class FeatureSpace(NamedTuple):
-    """The features of one classifier, and what the distances in them are measured by."""
-
-    classifier: networks.classifier.Classifier
-    train: metrics.frechet.Moments
-    test: metrics.frechet.Moments
-    test_subset: Features  # features of n test images, (n, d)
-    floor: float  # FID of the test images, to the training images
-    floor_test: float  # FID of n random training images, to the test images
-
-    @classmethod
-    def fit(cls, run: Run[Config], inputs: dict[str, Artifact], suffix: str, n: int) -> FeatureSpace:
-        """suffix: that of the names in the artifact `features`."""
-        artifact = inputs["second_classifier" if suffix else "classifier"]
-        classifier = networks.classifier.Classifier.from_artifact(artifact, run.device)
-        distance, moments = metrics.frechet.frechet_distance, metrics.frechet.moments
-        train, test = (inputs["features"][f"{split}{suffix}"] for split in ("train", "test"))
-        test_subset, copies = (metrics.quality.subset(x, n, run.config.seed).numpy() for x in (test, train))
-        of_train, of_test = moments(train.numpy(), "training images"), moments(test.numpy(), "test images")
-        floor = distance(moments(test_subset, "test_images"), of_train)
-        floor_test = distance(moments(copies, "training subset"), of_test)
-        return cls(classifier, of_train, of_test, test_subset, floor, floor_test)
-
-    def features(self, images: Tensor, device: str) -> Features:
-        return networks.classifier.in_batches(self.classifier.features, images.to(device)).cpu().numpy()
-
-    def distances(self, features: Features, name: str) -> tuple[float, float, float]:
-        """FID to the training images, that over its floor, and FID to the test images over its own."""
-        distance, fitted = metrics.frechet.frechet_distance, metrics.frechet.moments(features, name)
-        fid = distance(fitted, self.train)
-        return fid, fid / self.floor, distance(fitted, self.test) / self.floor_test
+def measures(run: Run[Config], name: str, row: Row, spaces: list[Space], real: metrics.quality.Manifold) -> Measures:
+    """All that is measured of a row, in the order of the table."""
+    config, (first, second) = run.config, spaces
+    of_first, of_second = (space.features(row.images, run.device) for space in spaces)
+    seen, x = first.classes(of_first), of_first.numpy()
+    found: Measures = {"fid": first.references["val"].distance(x)}
+    for prefix, space, features in (("fid", first, x), ("second", second, of_second.numpy())):
+        for split, reference in space.references.items():
+            found[f"{prefix}_{split}"] = reference.ratio(features)
+            found[f"{prefix}_{split}_std"] = reference.deviation(features, config.resamples, config.seed)
+    for split, reference in first.references.items():
+        within = within_classes(run.name, name, reference, of_first, row.labels)
+        worst = max(within, key=within.__getitem__, default=None)
+        found[f"within_{split}"] = float(np.mean(list(within.values()))) if within else None
+        found |= {f"worst_{split}": None if worst is None else within[worst], f"worst_{split}_class": worst}
+    if "test" in first.references:
+        found["copies"] = first.references["test"].copies(x)
+    for key, answers in (("agree", seen), ("agree_second", second.classes(of_second))):
+        found[key] = None if row.labels is None else float((answers == row.labels).double().mean())
+    neighbours = metrics.quality.precision_recall(real, metrics.quality.Manifold.fit(x, config.neighbours))
+    classes = first.classifier.logits.out_features
+    tv = metrics.quality.label_distance(seen.numpy(), first.train.labels, classes)
+    return found | neighbours | {"label_tv": tv}
 
 
-def measures(
-    name: str, features: Features, space: FeatureSpace, labels: Features, real: metrics.quality.Manifold, config: Config
-) -> dict[str, float | None]:
-    """What a row says beside the ratios; no extrapolation from too few samples, nor from reconstructions."""
-    rng = np.random.default_rng([config.seed, ROWS.index(name)])
-    extrapolate = len(features) >= 4 * features.shape[1] and name != "vae_reconstruction"
-    with torch.inference_mode():
-        logits = space.classifier.logits(torch.from_numpy(features).to(space.classifier.logits.weight.device))
-    quality, frechet = metrics.quality, metrics.frechet
-    kid, kid_std = quality.kernel_distance(features, real.features, config.kid_subsets, config.kid_size, rng)
-    spread = frechet.bootstrap_spread(features, space.train, config.resamples, rng)
-    infinity = frechet.frechet_at_infinity(features, space.train, config.points, rng) if extrapolate else None
-    kernel = {"kid": kid, "kid_std": kid_std}
-    neighbours = quality.precision_recall(real, quality.Manifold.fit(features, config.neighbours))
-    predicted = quality.label_statistics(logits.softmax(1).cpu().numpy(), labels)
-    return {"fid_spread": spread, "fid_infinity": infinity} | kernel | neighbours | predicted
+def within_classes(
+    stage: str, name: str, reference: metrics.reference.Reference, features: Tensor, labels: Tensor | None
+) -> dict[int, float]:
+    """The ratio within each class; none, with the reason said, where a class has too few images."""
+    if labels is None:
+        return {}
+    try:
+        return reference.within(labelled(features, labels), name)
+    except InputError as error:
+        warn(stage, f"no measure within the classes: {error}")
+        return {}
 
 
-def markdown(table: dict[str, dict[str, Any]]) -> str:
-    """The table, one line per row, numbers to four digits."""
-    keys = list(next(iter(table.values())))
-    lines = [["images", *keys], ["---"] * (len(keys) + 1)]
-    lines += [[name, *map(_cell, row.values())] for name, row in table.items()]
+def as_json(values: Measures) -> bytes:
+    """JSON, the numbers to four significant digits: more than any of them is sure of."""
+    rounded = json.loads(json.dumps(values), parse_float=lambda text: float(f"{float(text):.4g}"))
+    return json.dumps(rounded, indent=1).encode()
+
+
+def markdown(table: dict[str, Measures]) -> str:
+    """The table, one line per measure and one column per row."""
+    lines = [["measure", *table], ["---"] * (len(table) + 1)]
+    lines += [[key, *(_cell(row[key]) for row in table.values())] for key in next(iter(table.values()))]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def figure(table: dict[str, dict[str, Any]]) -> bytes:
+def figure(table: dict[str, Measures]) -> bytes:
     """PNG: the table, one column per row, for the page of `dvc plots show`."""
     keys = list(next(iter(table.values())))
     cells = [[_cell(row[key]) for row in table.values()] for key in keys]
@@ -159,23 +190,36 @@ def figure(table: dict[str, dict[str, Any]]) -> bytes:
 
 
 def draw_row(
-    name: str, train: Tensor, generated: Tensor, vae: networks.autoencoder.Autoencoder | None, n: int, seed: int
-) -> Tensor:
-    """The images of a row, uint8 (n, C, H, W). Raises: InputError for an autoencoder's row without one."""
-    generator = torch.Generator().manual_seed(seed + ROWS.index(name))
+    name: str, images: Artifact, generated: Artifact, vae: networks.autoencoder.Autoencoder | None, n: int, seed: int
+) -> Row:
+    """The images of a row. Raises: InputError for an autoencoder's row without one."""
+    generator, subset = (
+        torch.Generator().manual_seed(seed + ROWS.index(name)),
+        partial(metrics.quality.subset, seed=seed),
+    )
+    if name == "diffusion":  # the first ones, since classes by quota have their shares in every beginning
+        labels = generated.tensors.get("labels")
+        if labels is not None and (unknown := set(labels.tolist()) - set(images["train_labels"].tolist())):
+            raise InputError(f"{generated.path}: no training image is of class {min(unknown)}; decode other samples")
+        return Row(generated["images"][:n], None if labels is None else labels[:n])
+    split = name.removesuffix("_images") if name.endswith("_images") else "train"
+    # not the training images of part 0, which the row is compared with
+    some = [subset(images[f"{split}_{what}"], n, part=int(split == "train")) for what in ("images", "labels")]
+    real = Row(*some)
+    if split != "train":
+        return real
     if name == "random":
-        pixels = from_uint8(train)
-        return to_uint8(pixels.mean() + pixels.std() * torch.randn(n, *train.shape[1:], generator=generator))
-    if name == "diffusion":
-        return metrics.quality.subset(generated, n, seed)
+        pixels = from_uint8(images["train_images"])
+        noise = torch.randn(real.images.shape, generator=generator)
+        return Row(to_uint8(pixels.mean() + pixels.std() * noise), None)
     if vae is None:
         raise InputError(f"the row {name} needs an autoencoder; take {name}.json out of the outputs in dvc.yaml")
     device = next(vae.parameters()).device
-    # not the images of part 0, which the row is compared with
-    originals = metrics.quality.subset(train, n, seed, part=1)
-    posterior = networks.autoencoder.encode_images(vae, originals.to(device))
+    posterior = networks.autoencoder.encode_images(vae, real.images.to(device))
     eps = torch.randn(posterior.mean.shape, generator=generator).to(device)
-    return networks.autoencoder.decode_images(vae, eps if name == "vae_prior" else posterior.draw(eps))
+    prior = name == "vae_prior"
+    decoded = networks.autoencoder.decode_images(vae, eps if prior else posterior.draw(eps)).cpu()
+    return Row(decoded, None if prior else real.labels)
 
 
 main = stage("evaluate", Config, compute, __doc__)

@@ -18,7 +18,7 @@ from stages.runner import DAG, PARAMS, ROOT, path_of, read_yaml, run_command, wi
 from tools.check import check_parameters
 
 NEEDED = ("prepare_data", "train_diffusion", "sample", "evaluate")  # stages that a recipe to start from must have
-OF_AUTOENCODER = ("vae_prior.json", "vae_reconstruction.json", "reconstructions.png")  # outputs of other stages
+OF_AUTOENCODER = ("vae_prior.json", "reconstruction.json", "reconstructions.png")  # outputs of other stages
 
 
 def without(dag: dict[str, Any], name: str) -> None:

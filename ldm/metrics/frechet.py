@@ -57,7 +57,7 @@ def _of_batch(features: Features, name: str) -> Moments:
         count = np.count_nonzero(~np.isfinite(features))
         raise InputError(f"{name}: {count} of {features.size} values are NaN or infinite")
     x = features.astype(np.float64)
-    mean = x.mean(0)
+    mean = x.mean(0) if len(x) else np.zeros(x.shape[1])
     x -= mean
     return Moments(mean, x.T @ x, len(x))
 
@@ -77,26 +77,3 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     difference = a.mean - b.mean
     distance = difference @ difference + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross
     return float(max(distance, 0.0))  # the roots of tiny eigenvalues can leave −1e-6 between equal sets
-
-
-def bootstrap_spread(features: Features, reference: Moments, resamples: int, rng: np.random.Generator) -> float:
-    """Standard deviation of the distance over resamples of the features (n, d) with replacement.
-
-    Only the spread: a resample repeats samples, which biases its distance.
-    """
-    n = len(features)
-    draws = (moments(features[rng.integers(n, size=n)]) for _ in range(resamples))
-    return float(np.std([frechet_distance(draw, reference) for draw in draws], ddof=1))
-
-
-def frechet_at_infinity(features: Features, reference: Moments, points: int, rng: np.random.Generator) -> float:
-    """The distance extrapolated to infinitely many samples by a line in 1 / n (Chong & Forsyth 2020, arXiv:1911.07023).
-
-    features: (n, d), of which random subsets of n / 2 to n rows are scored. Raises: InputError for n < 4 d.
-    """
-    n, d = features.shape
-    if n < 4 * d:
-        raise InputError(f"{n} samples of {d} features are too few to extrapolate; at least {4 * d} are needed")
-    sizes = np.linspace(n // 2, n, points).astype(int)
-    distances = [frechet_distance(moments(features[rng.permutation(n)[:size]]), reference) for size in sizes]
-    return float(np.polyfit(1 / sizes, distances, 1)[1])

@@ -10,8 +10,6 @@ from bisect import bisect_right
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from ldm import Count, InputError, Several, metrics, networks
 from ldm.diffusion import Denoiser
 from ldm.lazy import Tensor, torch
@@ -32,14 +30,15 @@ class Config(HowToSample):
 
 
 def compute(run: Run[Config]) -> None:
-    config, inputs, frechet = run.config, run.load_all(), metrics.frechet
+    config, inputs = run.config, run.load_all()
     features, guidance = inputs["features"], config.guidance.model_dump()
     denoiser = Guided.from_artifacts(inputs["denoiser"], inputs["guide"], **guidance, device=run.device)
-    if config.n > (count := len(features["validation"])):
+    if len(features["validation"]) < config.n:
+        count = len(features["validation"])
         raise InputError(f"sweep.n {config.n} is more than the {count} validation images; lower it")
-    train = frechet.moments(features["train"].numpy(), "training images")
-    validation = metrics.quality.subset(features["validation"], config.n, config.seed).numpy()
-    floor = frechet.frechet_distance(frechet.moments(validation, "validation images"), train)
+    pairs = [(features[split], inputs["images"][f"{split}_labels"]) for split in ("train", "validation")]
+    train, validation = (metrics.reference.Labelled(x.numpy(), labels.numpy()) for x, labels in pairs)
+    reference = metrics.reference.Reference(train, validation, "validation images")
     decoder = networks.autoencoder.Decoder.from_artifacts(inputs["latents"], inputs.get("vae"), run.device)
     sampler, spacing = config.build("sampler"), config.build("spacing")
     most = min(config.evaluations, denoiser.schedule.length or config.evaluations)
@@ -59,10 +58,10 @@ def compute(run: Run[Config]) -> None:
             begin = time.perf_counter()
     network = networks.classifier.Classifier.from_artifact(inputs["classifier"], run.device)
     drawn = networks.classifier.in_batches(network.features, torch.cat(images).to(run.device)).cpu().numpy()
-    spread = frechet.bootstrap_spread(drawn, train, config.resamples, np.random.default_rng(config.seed))
-    fid = frechet.frechet_distance(frechet.moments(drawn, "samples"), train)
+    ratio = reference.ratio(drawn)
+    spread = reference.deviation(drawn, config.resamples, config.seed)
     values: dict[str, Any] = {"data": inputs["images"].config["data"], "n": config.n, "sampler": config.sampler}
-    values |= {"steps": steps, "evaluations": passes(steps), "fid_over_floor": fid / floor, "spread": spread / floor}
+    values |= {"steps": steps, "evaluations": passes(steps), "fid_over_floor": ratio, "spread": spread}
     run.write_json("point.json", values | {"seconds_per_10k": 10_000 * min(paces)})
 
 

@@ -7,7 +7,7 @@ import torch
 from torchmetrics.image.fid import _compute_fid
 
 from ldm.errors import InputError
-from ldm.metrics.frechet import Moments, bootstrap_spread, frechet_at_infinity, frechet_distance, moments
+from ldm.metrics.frechet import Moments, frechet_distance, moments
 
 
 @pytest.fixture
@@ -96,25 +96,3 @@ def test_moments_in_batches_are_those_of_the_whole(features):
 def test_equal_features_are_refused():
     with pytest.raises(InputError, match="all 100 samples are equal"):
         moments(np.ones((100, 4)))
-
-
-def test_bootstrap_spread_is_that_of_fresh_samples():
-    """Of the distance between N(0.5, I) and N(0, I) in 3 dimensions: over resamples as over fresh sets."""
-    rng = np.random.default_rng(0)
-    reference = moments(rng.normal(size=(20_000, 3)))
-    fresh = np.std([frechet_distance(moments(rng.normal(0.5, size=(400, 3))), reference) for _ in range(300)])
-    found = [bootstrap_spread(rng.normal(0.5, size=(400, 3)), reference, 100, rng) for _ in range(5)]
-    assert np.mean(found) == pytest.approx(fresh, rel=0.2)
-
-
-def test_extrapolation_removes_the_bias_of_few_samples():
-    """Equal distributions: the distance at n is far above 0, that at infinity is not."""
-    rng = np.random.default_rng(0)
-    reference = moments(rng.normal(size=(200_000, 20)))
-    draws = [rng.normal(size=(400, 20)) for _ in range(20)]
-    at_n = np.mean([frechet_distance(moments(x), reference) for x in draws])
-    beyond = np.mean([frechet_at_infinity(x, reference, 10, rng) for x in draws])
-    assert at_n > 0.3
-    assert abs(beyond) < at_n / 5
-    with pytest.raises(InputError, match="at least 80 are needed"):
-        frechet_at_infinity(draws[0][:79], reference, 10, rng)

@@ -71,7 +71,7 @@ def test_pixels_instead_of_latents(pixels):
     np.testing.assert_allclose(latents["train_mean"].numpy() * 255, data["train_images"].numpy(), atol=1e-4)
     rows = {path.stem: json.loads(path.read_text()) for path in (folder / "metrics").glob("*.json")}
     assert set(rows) == {"random", "diffusion", "test_images"}
-    assert rows["test_images"]["fid_over_floor"] == 1
+    assert rows["test_images"]["fid_test"] == 1
     generated = artifacts.load(folder / "decode/generated.safetensors", "generated")["images"]
     with Image.open(folder / "decode/grid.png") as grid:
         assert np.array_equal(np.asarray(grid)[::2, ::2], images.tile(generated[:200], 20))

@@ -16,12 +16,14 @@ from PIL import Image
 
 import ldm
 from ldm import artifacts, errors, images
+from ldm.metrics.memorisation import Search, thresholds
 from ldm.networks.classifier import Classifier, in_batches
+from stages.evaluate import CHIEF
 from stages.runner import read_yaml
 
 pytestmark = pytest.mark.slow
 CLASSIFIERS = ["train_classifier", "train_second_classifier"]
-ROWS = ["random", "vae_prior", "vae_reconstruction", "diffusion", "test_images"]
+ROWS = ["random", "vae_prior", "reconstruction", "diffusion", "test_images"]
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}  # as the run of the fixture, bit for bit
 
 
@@ -130,7 +132,7 @@ def test_a_parameter_reruns_what_it_can_affect(unchanged, settings, rerun):
         ("ldm/sampling/reverse.py", ["sample"]),
         ("ldm/diffusion/loss.py", ["train_diffusion", "sample"]),
         ("ldm/training/loop.py", [*CLASSIFIERS, "train_vae", "train_diffusion"]),
-        ("ldm/networks/classifier.py", [*CLASSIFIERS, "extract_features", "evaluate", "memorisation"]),
+        ("ldm/networks/classifier.py", [*CLASSIFIERS, "extract_features", "evaluate"]),
         ("ldm/metrics/frechet.py", ["evaluate", "memorisation"]),
         ("ldm/data/mnist.py", ["prepare_data"]),
         ("ldm/data/__pycache__/x.py", []),
@@ -157,15 +159,18 @@ def test_the_table(project):
     assert all(f"{row}.json" in done.stdout for row in ROWS)
     table = {row: json.loads((project / f"artifacts/metrics/{row}.json").read_text()) for row in ROWS}
     for values in table.values():
-        assert list(values)[:5] == ["data", "n", "fid", "fid_over_floor", "fid_test_over_floor"]
-        assert list(values)[5:7] == ["fid_second", "fid_second_over_floor"]
-        assert values["fid_infinity"] is None  # of 300 images
-        assert len(values) == 17
+        assert list(values) == CHIEF
+        assert values["within_test"] is None  # of 30 images a class
         assert (values["data"], values["n"]) == ("mnist-5k-limit-300", 300)
-        assert values["fid_over_floor"] == values["fid"] / table["test_images"]["fid"]
-    assert table["test_images"]["fid_over_floor"] == 1
-    assert 0 <= table["test_images"]["fid_test_over_floor"] < 1e-6
-    assert table["random"]["fid_over_floor"] > 10
+        assert values["fid_test"] == pytest.approx(values["fid"] / table["test_images"]["fid"], rel=1e-3)  # four digits
+    assert max(map(len, done.stdout.splitlines())) <= 160  # a terminal's width
+    assert table["test_images"]["fid_test"] == 1
+    assert table["random"]["fid_test"] > 10
+    assert (table["random"]["agree"], table["vae_prior"]["agree"]) == (None, None)
+    every = json.loads((project / "artifacts/report/measures.json").read_text())
+    for row, values in every.items():
+        assert {key: values[key] for key in CHIEF} == table[row]
+    assert every["test_images"]["copies"] == pytest.approx(0, abs=1e-6)
     metrics = read_yaml(project / "dvc.yaml")["metrics"]
     assert len(metrics) == 9
     for path in metrics:  # every metric file names its data
@@ -210,7 +215,7 @@ def test_plots(project):
     done = run_in(project, "dvc", "plots", "show")
     assert done.returncode == 0, done.stderr
     page = (project / "dvc_plots/index.html").read_text()
-    figures = ["table.png", "distances.png", "closest_pairs.png", "grid.png", "denoising.gif", "reconstructions.png"]
+    figures = ["table.png", "scores.png", "closest_pairs.png", "grid.png", "denoising.gif", "reconstructions.png"]
     assert [word for word in (*figures, "predicted", "validation_loss") if word not in page] == []
 
 
@@ -350,28 +355,23 @@ def test_mirrored_latents_are_refused(project, tmp_path):
 
 def test_the_report(project, tmp_path):
     table = (project / "artifacts/report/table.md").read_text().splitlines()
-    assert [line.split(" | ")[0].strip("| ") for line in table] == ["images", "---", *ROWS]
+    assert table[0] == f"| measure | {' | '.join(ROWS)} |"
+    every = json.loads((project / "artifacts/report/measures.json").read_text())
+    assert [line.split(" | ")[0].strip("| ") for line in table[2:]] == list(every["diffusion"])
+    found = json.loads((project / "artifacts/report/memorisation.json").read_text())
     generated, real = load(project, "decode", "generated")["images"], load(project, "prepare_data", "images")
-    train = real["train_images"]
-    near, near_test = (  # the distance of each image to the nearest training image, in pixels
-        (torch.cdist(x.flatten(1).double(), train.flatten(1).double()) / 255).min(1).values
-        for x in (generated, real["test_images"])
-    )
+    search = Search(real["train_images"], 10)
+    score, which = search(generated)
     done = stage(project, "memorisation", tmp_path, "--set", "percentile=60.0")
     assert done.returncode == 0, done.stderr
-    shares = []
-    for folder, percentile in ((project / "artifacts/report", 1.0), (tmp_path, 60.0)):
-        found = json.loads((folder / "memorisation.json").read_text())
-        assert found["percentile"] == percentile
-        bound = near_test.quantile(percentile / 100)
-        assert found["near_in_pixels"] == pytest.approx((near < bound).double().mean().item(), abs=1e-9)
-        ratio = near.quantile(0.5) / near_test.quantile(0.5)
-        assert found["median_ratio_in_pixels"] == pytest.approx(ratio.item(), rel=1e-5)
-        shares.append(found["near_in_pixels"])
-    assert 0 < shares[1] < 1  # a share that a wrong one would miss
-    pairs = pixels(project / "artifacts/report/closest_pairs.png")
-    assert pairs.shape == (4 * 30 + 2, 12 * 30 + 2)
-    closest = near.argsort()[:12]
-    which = torch.cdist(generated[closest].flatten(1).double(), train.flatten(1).double()).argmin(1)
-    lower = images.tile(torch.cat([generated[closest], train[which]]), 12)
-    assert np.array_equal(pairs[60:], lower)  # the pairs closest in pixels, below those closest in features
+    many = json.loads((tmp_path / "memorisation.json").read_text())
+    assert found["found_shifted"] > 0.8
+    assert many["found_decoded"] >= found["found_decoded"]
+    labels, usual = real["train_labels"].long(), search(real["validation_images"].tensor_split(2)[0])
+    for row, share in ((found, 0.0025), (many, 0.6)):
+        limits = thresholds(usual.score, labels[usual.nearest], 10, share)
+        assert row["copies"] == pytest.approx((score <= limits[labels[which]]).double().mean().item(), abs=1e-6)
+    assert 0 < many["copies"] < 1  # a share that a wrong one would miss
+    closest = score.argsort()[:12]
+    shown = images.tile(torch.cat([generated[closest], real["train_images"][which[closest]]]), 12)
+    assert np.array_equal(pixels(project / "artifacts/report/closest_pairs.png"), shown)

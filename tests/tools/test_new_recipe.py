@@ -86,7 +86,7 @@ def experiments_work(copy: Path, folder: Path) -> None:
     assert done.stdout.count("Running stage") == 1
     found = read_yaml(folder / "params.yaml")
     assert found["memorisation"] == {"seed": 1, "n": 140, "percentile": 2.0}
-    refused = run_in(folder, "dvc", "exp", "run", "-S", "evaluate.kid_size=9", PYTHONPATH=str(copy))
+    refused = run_in(folder, "dvc", "exp", "run", "-S", "evaluate.neighbours=9", PYTHONPATH=str(copy))
     assert refused.returncode != 0
     assert "not in struct" in refused.stderr
     assert "percentile" in run_in(folder, "dvc", "metrics", "diff").stdout

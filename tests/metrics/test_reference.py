@@ -1,0 +1,77 @@
+"""Ratios to held-out images: by their definitions, at equal numbers, and with the deviation that fresh sets have."""
+
+import numpy as np
+import pytest
+
+from ldm.errors import InputError
+from ldm.metrics.frechet import frechet_distance, moments
+from ldm.metrics.reference import Labelled, Reference
+
+D = 4
+
+
+def drawn(n: int, seed: int, shift: float = 0.0) -> Labelled:
+    """Two classes of n / 2 points each, at 0 and at 5, class 1 moved by `shift`."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % 2
+    return Labelled(rng.normal(size=(n, D)) + (5 + shift) * labels[:, None], labels)
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    return Reference(drawn(20_000, 0), drawn(1000, 1), "test images")
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    return frechet_distance(moments(a), moments(b))
+
+
+def test_a_ratio_is_of_equally_many(reference):
+    train, held_out = reference.train.features, reference.held_out.features
+    few, many = drawn(400, 2).features, drawn(5000, 2).features
+    assert reference.ratio(few) == pytest.approx(distance(few, train) / distance(held_out[:400], train))
+    assert reference.ratio(many) == pytest.approx(distance(many[:1000], train) / distance(held_out, train))
+    assert reference.ratio(held_out) == 1
+    assert reference.distance(many) == pytest.approx(distance(many, train))
+
+
+def test_copies_score_one(reference):
+    train = reference.train.features
+    assert reference.copies(train[:1000]) == 1
+    assert reference.copies(reference.held_out.features) == pytest.approx(0, abs=1e-6)
+    fresh = drawn(1000, 3).features
+    expected = distance(fresh, reference.held_out.features) / distance(train[:1000], reference.held_out.features)
+    assert reference.copies(fresh) == pytest.approx(expected)
+
+
+def test_within_a_class_only_that_class_counts(reference):
+    """Class 1 moved: its ratio alone grows. Wrong labels are seen, though the images are as they were."""
+    plain, moved = reference.within(drawn(1000, 4)), reference.within(drawn(1000, 4, shift=1.0))
+    assert plain.keys() == {0, 1}
+    assert moved[0] == plain[0]
+    assert moved[1] > 20 * plain[1]
+    of_class = [x.features[x.labels == 1] for x in (drawn(1000, 4), reference.held_out, reference.train)]
+    assert plain[1] == pytest.approx(distance(of_class[0], of_class[2]) / distance(of_class[1], of_class[2]))
+    mixed = drawn(1000, 4)
+    assert min(reference.within(mixed._replace(labels=np.roll(mixed.labels, 1))).values()) > 100
+
+
+def test_a_class_with_too_few_images_is_named(reference):
+    few = drawn(1000, 4)
+    kept = np.r_[np.flatnonzero(few.labels == 0), np.flatnonzero(few.labels == 1)[:4]]
+    words = "diffusion of class 1: 4 samples cannot give the covariance of 4 features; use 5 or more"
+    with pytest.raises(InputError, match=words):
+        reference.within(Labelled(few.features[kept], few.labels[kept]), "diffusion")
+    small = Reference(reference.train, drawn(8, 1), "test images")
+    with pytest.raises(InputError, match="test images, beside diffusion of class 0,: 4 samples"):
+        small.within(few, "diffusion")
+
+
+def test_the_deviation_is_that_of_fresh_sets():
+    """Of the ratio at a distance far above the bias: over resamples as over fresh rows and fresh held-out sets."""
+    train = drawn(20_000, 0)
+    shifted = [Reference(train, drawn(400, seed, 0.8), "test images") for seed in range(1, 41)]
+    rows = [drawn(400, seed, 1.0).features for seed in range(101, 141)]
+    fresh = np.std([one.ratio(row) for one, row in zip(shifted, rows, strict=True)], ddof=1)
+    found = np.mean([shifted[i].deviation(rows[i], 50, i) for i in range(8)])
+    assert found == pytest.approx(fresh, rel=0.35)  # of 40 fresh pairs the deviation is sure to 11 %, thrice that
