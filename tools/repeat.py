@@ -1,19 +1,22 @@
-"""Repeat the training of the diffusion model, or the sampling alone, over seeds, and report mean and deviation.
+"""Repeat the training of the diffusion model, or its sampling alone, over seeds: mean and deviation of each source.
 
 \b
-python -m tools.repeat --seeds 1,2,3 --out tmp/seeds             train, sample, decode and evaluate, for each seed
-python -m tools.repeat --from sample --seeds 1,2,3 --out tmp/s   sample the trained model anew
+python -m tools.repeat --train 1,2,3 --sample 101,102,103 --out tmp/seeds   each of three trainings sampled three times
+python -m tools.repeat --sample 101,102,103 --out tmp/draws                 the trained model sampled anew
+python -m tools.repeat --sample 1,2 --set sample.steps=8 --set evaluate.final=false --out tmp/eight     to make a choice
 
-Each seed has its folder under --out; a seed whose row is there, from the same parameters, code and artifacts, is not
-run again. What is the same for all seeds is read from the tracked artifacts.
+Each seed has its folder under --out; a seed whose result is there, from the same parameters, code and artifacts, is
+not run again. What is the same for all seeds is read from the tracked artifacts.
 """
 
 import hashlib
 import json
+import math
 import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import click
 
@@ -21,32 +24,69 @@ from ldm import InputError, write_atomic
 from ldm.lazy import torch
 from stages.runner import DAG, PARAMS, ROOT, check_writable, cpu_kind, files_of, run_command
 
-CHAIN = ["train_diffusion", "sample", "decode", "evaluate"]
+TRAINING, SAMPLING = ["train_diffusion"], ["sample", "decode", "evaluate"]
+NORMAL = 1.96  # standard deviations, on either side of the mean, that hold 95 % of a normal distribution
 
 
-def run_seed(seed: int, first: str, out: Path) -> None:
-    """The stages from `first` on, each reading what the one before wrote into the same folder.
+def run_stages(
+    names: list[str], seed: int, out: Path, made: dict[str, Path], settings: tuple[str, ...]
+) -> dict[str, Path]:
+    """Run stages, of which the first takes the seed, into a folder; returns what is made so far, kind → path.
 
-    Raises: InputError where one fails.
+    made: artifacts that the stages read instead of the tracked ones. settings: as stage.key=value. Raises: InputError
+    where a stage fails.
     """
-    written: dict[str, Path] = {}
-    for name in CHAIN[CHAIN.index(first) :]:
+    for name in names:
         inputs, _ = files_of(name, Path(), (), None)
-        sources = [arg for kind in inputs if kind in written for arg in ("--in", f"{kind}={written[kind]}")]
-        settings = ["--set", f"seed={seed}"] if name == first else []
-        stage = subprocess.Popen([sys.executable, "-m", f"stages.{name}", *settings, *sources, "--out", str(out)])
+        sources = [word for kind in inputs if kind in made for word in ("--in", f"{kind}={made[kind]}")]
+        own = [text.removeprefix(f"{name}.") for text in settings if text.startswith(f"{name}.")]
+        own += [f"seed={seed}"] if name == names[0] else []
+        words = [*sources, *(word for text in own for word in ("--set", text)), "--out", str(out)]
+        stage = subprocess.Popen([sys.executable, "-m", f"stages.{name}", *words])
         try:
             code = stage.wait()
         except KeyboardInterrupt:  # the stage has it too, and keeps its state first
             code = stage.wait()
         if code:
             raise InputError(f"seed {seed}: {name} failed (exit code {code}); its message is above")
-        written |= {path.stem: path for path in out.glob("*.safetensors")}
+        made = made | {path.stem: path for path in out.glob("*.safetensors")}
+    return made
 
 
-def key_of(first: str) -> str:
+class Repetition(NamedTuple):
+    """Runs of stages with different seeds into folders of their own, where each is kept as long as its key holds."""
+
+    out: Path
+    settings: tuple[str, ...]
+
+    def once(self, names: list[str], seed: int, folder: Path, made: dict[str, Path], before: str) -> dict[str, Path]:
+        """As `run_stages`, where the folder has no result of this key yet. before: the key of what is made."""
+        record, key = folder / "key.txt", f"{key_of(names)} {' '.join(self.settings)} {before}".strip()
+        if record.exists() and record.read_text("utf-8") == key:
+            return made | {path.stem: path for path in folder.glob("*.safetensors")}
+        made = run_stages(names, seed, folder, made, self.settings)
+        write_atomic(record, key.encode())
+        return made
+
+    def sampled(self, seeds: list[int], folder: Path, made: dict[str, Path], before: str = "") -> list[dict[str, Any]]:
+        """The measures of a model's samples, by seed."""
+        rows = []
+        for seed in seeds:
+            self.once(SAMPLING, seed, folder / f"sample-{seed}", made, before)
+            text = (folder / f"sample-{seed}/measures.json").read_text("utf-8")
+            rows.append(json.loads(text)["diffusion"])
+        return rows
+
+    def trained(self, seed: int, samplings: list[int]) -> list[dict[str, Any]]:
+        """The measures of a model trained with this seed, by sampling seed."""
+        folder = self.out / f"train-{seed}"
+        made = self.once(TRAINING, seed, folder, {}, "")
+        return self.sampled(samplings, folder, made, (folder / "key.txt").read_text("utf-8") + f" {seed}")
+
+
+def key_of(stages: list[str]) -> str:
     """A hash over all that the seeds have in common: parameters, code, machine, and the tracked artifacts read."""
-    files = [files_of(name, Path(), (), None) for name in CHAIN[CHAIN.index(first) :]]
+    files = [files_of(name, Path(), (), None) for name in stages]
     outputs = {path for _, outs in files for path in outs.values()}
     read = {path for inputs, _ in files for path in inputs.values()} - outputs
     code = {path for folder in ("ldm", "stages") for path in (ROOT / folder).rglob("*.py")}
@@ -55,40 +95,64 @@ def key_of(first: str) -> str:
     return hashlib.sha256(json.dumps([digests, torch.__version__, cpu_kind()]).encode()).hexdigest()
 
 
-def summary(rows: dict[int, dict[str, float]]) -> dict[str, object]:
-    """Mean, deviation and single values of every measure; the deviation is that of one seed (n − 1)."""
-    first = next(iter(rows.values()))
-    values = {key: [row[key] for row in rows.values()] for key, value in first.items() if isinstance(value, float)}
-    measures = {key: {"mean": statistics.mean(v), "std": statistics.stdev(v), "values": v} for key, v in values.items()}
-    return {"seeds": list(rows), "data": first["data"], "n": first["n"], **measures}
+def summary(rows: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """What is said of every measure, of rows by training and sampling: values, mean, deviations, and an interval.
+
+    training_std and sampling_std are those of one seed; the first, from the trainings' means, is free of the second.
+    The interval holds 95 % of single runs, if normal: the variance of the finite sets is added to those of the seeds.
+    """
+    result: dict[str, Any] = {}
+    for key in [key for key, value in rows[0][0].items() if isinstance(value, float) and not key.endswith("_std")]:
+        values = [[row[key] for row in samplings] for samplings in rows]
+        means = [statistics.mean(samplings) for samplings in values]
+        several = [statistics.variance(samplings) for samplings in values if len(samplings) > 1]
+        sampling = statistics.mean(several) if several else 0.0
+        between = statistics.variance(means) - sampling / len(values[0]) if len(means) > 1 else 0.0
+        training, sets = max(between, 0.0), rows[0][0].get(f"{key}_std", 0.0)
+        mean, reach = statistics.mean(means), NORMAL * math.sqrt(training + sampling + sets**2)
+        deviations = {"training_std": math.sqrt(training), "sampling_std": math.sqrt(sampling)}
+        result[key] = {"mean": mean, **deviations, "low": mean - reach, "high": mean + reach, "values": values}
+    return result
+
+
+def numbers(context: click.Context, option: click.Parameter, text: str | None) -> list[int]:
+    """The seeds of an option. Raises: InputError."""
+    try:
+        seeds = [int(word) for word in text.split(",")] if text else []
+    except ValueError:
+        raise InputError(f"--{option.name} {text}: whole numbers with commas are wanted, such as 1,2,3") from None
+    if len(set(seeds)) < len(seeds):
+        raise InputError(f"--{option.name} {text}: a seed is named twice; name different ones")
+    return seeds
 
 
 @click.command(help=__doc__)
-@click.option("--from", "first", type=click.Choice(CHAIN[:2]), default=CHAIN[0], help="The stage that takes the seed.")
-@click.option("--seeds", default="0,1,2", show_default=True, help="Two or more, with commas.")
+@click.option("--train", callback=numbers, help="Seeds of the training, with commas; none: the trained model.")
+@click.option("--sample", callback=numbers, required=True, help="Seeds of the sampling, with commas.")
+@click.option("--set", "settings", multiple=True, metavar="STAGE.KEY=VALUE", help="Another parameter of a stage.")
 @click.option("--out", type=Path, required=True, help="Folder of the runs and of summary.json.")
-def command(first: str, seeds: str, out: Path) -> None:
-    try:
-        numbers = [int(s) for s in seeds.split(",")]
-    except ValueError:
-        raise InputError(f"--seeds {seeds}: whole numbers with commas are wanted, such as 0,1,2") from None
-    if len(set(numbers)) < max(len(numbers), 2):
-        raise InputError(f"--seeds {seeds}: at least two different seeds are wanted")
+def command(train: list[int], sample: list[int], settings: tuple[str, ...], out: Path) -> None:
+    if len(train) < 2 and len(sample) < 2:
+        raise InputError("one seed has no deviation; name two or more for --train or --sample")
+    for text in settings:
+        if text.partition(".")[0] not in TRAINING + SAMPLING:
+            raise InputError(
+                f"--set {text}: the stages repeated are {', '.join(TRAINING + SAMPLING)}; name one of them"
+            )
     check_writable(out)
-    rows, key = {}, key_of(first)
-    for seed in numbers:
-        folder = out / f"{first}-{seed}"
-        record = folder / "key.txt"
-        if not record.exists() or record.read_text("utf-8") != key:
-            run_seed(seed, first, folder)
-            write_atomic(record, key.encode())
-        rows[seed] = json.loads((folder / "diffusion.json").read_text("utf-8"))
-    result = summary(rows)
+    repetition = Repetition(out, settings)
+    rows = [repetition.trained(seed, sample) for seed in train] or [repetition.sampled(sample, out, {})]
+    result = (
+        {key: rows[0][0][key] for key in ("data", "n")}
+        | {"train": train, "sample": sample, "set": settings}
+        | summary(rows)
+    )
     write_atomic(out / "summary.json", json.dumps(result, indent=1).encode())
-    print(f"{result['data']}, n = {result['n']}, seeds {seeds} of {first}")
+    print(f"{result['data']}, n = {result['n']}, sampling seeds {sample}, training seeds {train or 'as committed'}")
     for name, value in result.items():
         if isinstance(value, dict):
-            print(f"{name:>22} {value['mean']:.4g} ± {value['std']:.2g}")
+            deviations = f"± {value['training_std']:.2g} (training) ± {value['sampling_std']:.2g} (sampling)"
+            print(f"{name:>15} {value['mean']:.4g} {deviations}, 95 %: {value['low']:.4g} to {value['high']:.4g}")
 
 
 if __name__ == "__main__":
