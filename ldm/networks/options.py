@@ -39,6 +39,7 @@ def unet(
     attention: Literal["none", "linear"] = "none",
     resampling: Literal["learned", "fixed"] = "learned",
     embedding: EvenFrom4 = 512,
+    class_images: bool = False,
     norm: Literal["group", "layer"] = "group",
     groups: Count = 32,
     heads: Count = 1,
@@ -57,6 +58,7 @@ def unet(
     attention: attention after each block; the middle always has full self-attention
     resampling: between resolutions, convolutions (learned), or averages and repetition alone (fixed)
     embedding: width of the time embedding
+    class_images: give each class an image of its own, learned, which is added behind the first convolution
     norm: group norm, with weights; or layer norm over the channels of each place, without weights, which is faster
     groups: groups of the group norm; must divide the channels at every resolution
     heads: attention heads; must divide the channels at every resolution that has attention

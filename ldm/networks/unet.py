@@ -33,6 +33,8 @@ class UNet(nn.Module):
         inner = shape[0] * self.patch**2
         self.embed = Embedding(options.embedding, classes)
         self.stem = nn.Conv2d(inner, first, 3, padding=1)
+        grid = [side // self.patch for side in shape[1:]]
+        self.class_images = ClassImages(classes, first, grid) if classes and options.class_images else None
         plain = partial(ResBlock if options.block == "resnet" else ConvNeXtBlock, options=options)
 
         def attended(c_in: int, c_out: int) -> nn.Module:
@@ -63,6 +65,8 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         emb = self.embed(t, labels)  # (B, embedding)
         x = self.stem(nnf.pixel_unshuffle(x, self.patch).contiguous(memory_format=torch.channels_last))
+        if self.class_images is not None:
+            x = x + self.class_images(labels).to(x.dtype)
         skips = [x]
         for module in self.down:
             x = module(x, emb)
@@ -130,6 +134,22 @@ class Embedding(nn.Module):
         for layer in rest:
             h = layer(h)
         return h
+
+
+class ClassImages(nn.Embedding):
+    """An image of each class, learned and 0 at first: labels (B,) → (B, channels, h, w).
+
+    Through the embedding alone a class can only scale and shift channels, alike at all places.
+    """
+
+    def __init__(self, classes: int, channels: int, grid: Sequence[int]) -> None:
+        """grid: (h, w)."""
+        super().__init__(classes, math.prod(grid) * channels)
+        self.shape = *grid, channels
+        nn.init.zeros_(self.weight)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        return super().forward(labels).view(-1, *self.shape).permute(0, 3, 1, 2)
 
 
 class ResBlock(nn.Module):

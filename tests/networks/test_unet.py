@@ -38,6 +38,28 @@ def test_unet_shapes_and_gradients(shape, options):
     assert dead == []
 
 
+@pytest.mark.parametrize("patch", [1, 2])
+def test_images_of_classes(patch):
+    """0 at first; then each class has its own, which a shift of the whole grid by its embedding could not make."""
+    torch.manual_seed(0)
+    options = UNET | {"class_images": True, "patch": patch}
+    unet = networks.build("unet", options)((2, 4, 6), classes=3)
+    assert not unet.class_images.weight.any()
+    assert unet.class_images(torch.tensor([1])).shape == (1, 16, 4 // patch, 6 // patch)
+    for parameter in unet.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    x, t, labels = torch.randn(2, 2, 4, 6), torch.rand(2), torch.tensor([0, 2])
+    before = unet(x, t, labels)
+    before.square().sum().backward()
+    assert (unet.class_images.weight.grad.abs().sum(1) > 0).tolist() == [True, False, True]
+    with torch.no_grad():
+        unet.class_images.weight[2] += torch.randn_like(unet.class_images.weight[2])
+    after = unet(x, t, labels)
+    assert torch.equal(after[0], before[0])
+    assert not torch.allclose(after[1], before[1], atol=1e-3)
+    assert networks.build("unet", options)((2, 4, 6)).class_images is None  # without classes there is none
+
+
 def test_unet_sees_time_and_keeps_samples_apart():
     torch.manual_seed(0)
     unet = networks.build("unet", UNET)((2, 7, 7))

@@ -4,6 +4,7 @@ import json
 import math
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from conftest import ROOT, run_in
 
 from ldm import artifacts
 from ldm.data.toys import toys
-from ldm.diffusion import Denoiser
-from ldm.sampling import Streams, spacings
+from ldm.diffusion import Denoiser, schedules
+from ldm.sampling import Streams, samplers, spacings, states
 from recipes.toys.toy import score
 from stages.runner import path_of, read_yaml
 
@@ -22,6 +23,7 @@ STAGE = read_yaml(FOLDER / "dvc.yaml")["stages"]["toy"]
 RNG = np.random.default_rng(0)
 
 # What samples of a working pipeline keep to, in units of the truth's deviation where it is a distance.
+TOO_WIDE = ["four_gaussians_ddpm_per_level", "four_gaussians_karras", "four_gaussians_karras_per_level"]
 BOUNDS = {
     "gaussian_1d": {
         "sliced_wasserstein": 0.1,
@@ -32,7 +34,7 @@ BOUNDS = {
     "four_gaussians": {
         "sliced_wasserstein": 0.1,
         "energy_distance": 0.01,
-        "mode_std_ratio": (0.7, 2.0),
+        "mode_std_ratio": (0.85, 1.15),
         "smallest_share": (0.85, 1.0),
         "largest_share": (1.0, 1.15),
     },
@@ -65,9 +67,33 @@ def test_the_truth_itself_keeps_the_bounds(name):
 
 @pytest.mark.parametrize("name", STAGE["matrix"]["toy"])
 def test_committed_samples_keep_the_bounds(name):
+    """All but the modes of three, which docs/diffusion.md says are too wide, and why."""
     toy = read_yaml(FOLDER / "params.yaml")[name]["points"]["toy"]
     row = json.loads((FOLDER / f"artifacts/{name}/metrics.json").read_text())
-    assert missed(toy, row) == []
+    wide = [f"mode_std_ratio = {row['mode_std_ratio']:.4g}"] if name in TOO_WIDE else []
+    assert missed(toy, row) == wide
+    assert row["sliced_wasserstein"] < 4 * row["floor_sliced_wasserstein"]
+
+
+def test_the_sampler_is_not_what_widens_the_modes():
+    """With the exact denoiser the same sampler on the same levels keeps to 15 %."""
+    toy, sections = toys.build("four_gaussians"), read_yaml(FOLDER / "params.yaml")
+    section = sections["four_gaussians_karras"]
+    schedule = schedules.build("karras", section["train_diffusion"]["schedules"]["karras"])
+    std = math.sqrt(1 + toy.std**2)  # of the data, on each axis
+    means, variance = torch.tensor(toy.means / std), (toy.std / std) ** 2
+
+    class Exact:
+        def __call__(self, x: torch.Tensor, sigma: torch.Tensor, labels: None = None) -> torch.Tensor:
+            offsets = x.flatten(1)[:, None] - means  # (B, 4, 2)
+            shares = (-offsets.square().sum(2) / (2 * (variance + sigma**2))).softmax(1)
+            return (shares[..., None] * (means + variance / (variance + sigma**2) * offsets)).sum(1).view_as(x)
+
+    exact: Any = Exact()
+    exact.schedule = schedule
+    sigmas = spacings.build("trailing")(schedule, section["sample"]["steps"])
+    *_, end = states(exact, samplers.build("dpmpp_2m"), sigmas, Streams(0, range(4000), (2, 1, 1)))
+    assert 0.85 < toy.score_samples(end.flatten(1).numpy() * std)["mode_std_ratio"] < 1.15
 
 
 def test_every_toy_is_in_the_recipe():

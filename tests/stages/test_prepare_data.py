@@ -76,7 +76,8 @@ def test_a_download_fills_the_root(monkeypatch, tmp_path):
 def test_the_full_set(prepare):
     images = prepare()
     assert sizes(images) == [55_000, 5_000, 10_000]
-    assert images.config == {"classes": 10, "data": "mnist", "limit": 0, "seed": 0}
+    about = {"classes": 10, "data": "mnist", "limit": 0, "seed": 0, "twins": {"validation": 0, "test": 0}}
+    assert images.config == about
     counts = torch.bincount(torch.cat([images[f"{s}_labels"] for s in ("train", "validation")]).long())
     assert counts.tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert images["test_labels"][:5].tolist() == [7, 2, 1, 0, 4]
@@ -92,11 +93,15 @@ def test_a_folder_of_images(prepare, tmp_path, capsys):
             Image.new("L", (8, 12), grey).save(tmp_path / "images" / name / f"{i}.png")
     (tmp_path / "images/a/readme.txt").write_text("no image")
     images = prepare("dataset=folder", f"root={tmp_path / 'images'}")
-    warnings = capsys.readouterr().err
+    said, warnings = capsys.readouterr()
     assert "2 test images are too few" in warnings
     assert f"in {FEATURES} features; have at least {FEATURES + 1}" in warnings
     assert "1 files" in warnings  # that do not end in .png
-    assert images.config == {"classes": 2, "data": "images", "limit": 0, "seed": 0}
+    known = {image.tobytes() for image in images["train_images"].numpy()}
+    twins = {s: sum(x.tobytes() in known for x in images[f"{s}_images"].numpy()) for s in ("validation", "test")}
+    assert sum(twins.values()) > 0  # seven of the twelve are all black
+    assert f"{twins['validation']} validation and {twins['test']} test images are also training images" in said
+    assert images.config == {"classes": 2, "data": "images", "limit": 0, "seed": 0, "twins": twins}
     assert sizes(images) == [9, 1, 2]
     assert all_of(images, "images").shape == (12, 1, 12, 8)
     of_b = all_of(images, "images")[all_of(images, "labels") == 1]
