@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -40,6 +40,7 @@ class Config(Section):
     n: images per row; where fewer test images (or, without final, validation images) are there, as many as these
     final: compare with the test images too; false is for making a choice, which sees validation images alone, so that
       it leaves the row test_images out
+    row: the only row to score; all are those whose files dvc.yaml lists
     resamples: bootstrap resamples for the deviation of a ratio
     neighbours: k of precision, recall, density and coverage
     """
@@ -47,6 +48,9 @@ class Config(Section):
     seed: Seed
     n: Count
     final: bool = True
+    row: Literal["all", "random", "vae_prior", "reconstruction", "diffusion", "test_images", "validation_images"] = (
+        "all"
+    )
     resamples: Several = 20
     neighbours: Count = 5
 
@@ -108,7 +112,8 @@ def compute(run: Run[Config]) -> None:
         raise InputError(f"the generated images are all of class {label}, the others are not; set sample.label to null")
     if (count := len(generated["images"])) < n or len(images["train_images"]) < n:
         raise InputError(f"{n} images per row: {count} are generated; lower evaluate.n or raise sample.n")
-    rows = [name for name in ROWS if f"{name}.json" in run.outputs and (config.final or name != "test_images")]
+    rows = [name for name in ROWS if (f"{name}.json" in run.outputs if config.row == "all" else name == config.row)]
+    rows = [name for name in rows if config.final or name != "test_images"]
     spaces = [Space.fit(run, inputs, splits, suffix) for suffix in ("", "_second")]
     manifold = metrics.quality.Manifold.fit(spaces[0].train.features[:n], config.neighbours)
     table: dict[str, Measures] = {}

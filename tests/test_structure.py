@@ -204,7 +204,7 @@ def test_the_ablation_changes_one_thing_at_a_time():
         "straight": {"schedule", "prediction"},
         "logit_normal": {"timestep_sampling"},
         "labels": {"class_labels"},
-        "default_1": {"seed", "batch_size", "warmup"},
+        "default_1": {"seed", "batch_size", "steps", "warmup"},
         "default_2": {"seed"},
     }
     recipe = ROOT / "recipes/blog_ldm"

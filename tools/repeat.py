@@ -40,7 +40,7 @@ def run_stages(
         inputs, _ = files_of(name, Path(), (), None)
         sources = [word for kind in inputs if kind in made for word in ("--in", f"{kind}={made[kind]}")]
         own = [text.removeprefix(f"{name}.") for text in settings if text.startswith(f"{name}.")]
-        own += [f"seed={seed}"] if name == names[0] else []
+        own += [f"seed={seed}"] if name == names[0] else ["row=diffusion"] if name == "evaluate" else []
         words = [*sources, *(word for text in own for word in ("--set", text)), "--out", str(out)]
         stage = subprocess.Popen([sys.executable, "-m", f"stages.{name}", *words])
         try:
