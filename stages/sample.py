@@ -62,7 +62,7 @@ class Config(HowToSample):
 
     steps: steps of the sampler
     first: index of the first sample
-    label: class of all samples; null draws each as often as in training
+    label: class of all samples; null gives each class its share of the training images
     shown: samples whose states are kept for the animation
     """
 

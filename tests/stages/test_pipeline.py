@@ -316,6 +316,29 @@ def test_images_of_one_class_are_not_scored(project, tmp_path):
     assert not (tmp_path / "diffusion.json").exists()
 
 
+def test_classes_that_no_training_image_has_are_refused(project, tmp_path):
+    made = load(project, "decode", "generated")
+    labels = made["labels"].clone()
+    labels[7] = 12
+    path = tmp_path / "generated.safetensors"
+    lineage = [load(project, name, kind) for name, kind in (("prepare_data", "images"), ("sample", "samples"))]
+    artifacts.save(path, "generated", {"images": made["images"], "labels": labels}, made.config, lineage)
+    done = stage(project, "evaluate", tmp_path, "--in", f"generated={path}")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith("no training image is of class 12; decode other samples")
+    assert not (tmp_path / "diffusion.json").exists()
+
+
+def test_one_row_of_validation_images_alone(project, tmp_path):
+    """What a choice is made by: no measure of it has seen a test image."""
+    done = stage(project, "evaluate", tmp_path, "--set", "final=false", "--set", "row=validation_images")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "measures.json").read_text()).items()
+    assert row[0] == "validation_images"
+    assert row[1]["fid_val"] == 1
+    assert not [key for key in row[1] if "test" in key or key == "copies"]
+
+
 def test_the_second_classifier_is_another_one(project, tmp_path):
     kinds = ("classifier", "second_classifier")
     first, second = (load(project, f"train_{kind}", kind) for kind in kinds)
@@ -325,8 +348,8 @@ def test_the_second_classifier_is_another_one(project, tmp_path):
     for artifact, suffix in ((first, ""), (second, "_second")):
         found = in_batches(Classifier.from_artifact(artifact).features, real["test_images"][:50])
         torch.testing.assert_close(features[f"test{suffix}"][:50], found, rtol=1e-4, atol=1e-4)
-    row = json.loads((project / "artifacts/metrics/random.json").read_text())
-    assert row["fid_second"] != row["fid"]
+    row = json.loads((project / "artifacts/report/measures.json").read_text())["random"]
+    assert row["second_test"] != row["fid_test"]
     changes = ["--set", "classifier=conv", "--set", "optimisation.steps=1"]
     train = stage(project, "train_second_classifier", tmp_path, *changes)
     assert train.returncode == 0, train.stderr
