@@ -3,7 +3,7 @@
 \b
 fid                       Fréchet distance of the row's features to those of all training images
 fid_test, fid_val         fid over that of as many test images, or validation images: 1 is as close as these are
-fid_test_std, …           standard deviation of the ratio, over bootstrap resamples of both its sides
+…_std, …_real_std         standard deviation of a ratio over bootstrap resamples: of both its sides, of the real one
 second_test, second_val   as fid_test and fid_val, in the features of the second classifier, which no choice has used
 within_test, within_val   the ratio within each class, in the mean over the classes
 worst_test, worst_val     the largest of these, with its class
@@ -38,8 +38,8 @@ class Config(Section):
 
     seed: seed of the subsets, the resamples and the rows random, vae_prior and reconstruction
     n: images per row; where fewer test images (or, without final, validation images) are there, as many as these
-    final: compare with the test images too; false is for making a choice, which sees validation images alone, so that
-      it leaves the row test_images out
+    final: compare with the test images too; false is for making a choice by hand (--out), which sees validation images
+      alone, and leaves the row test_images out
     row: the only row to score; all are those whose files dvc.yaml lists
     resamples: bootstrap resamples for the deviation of a ratio
     neighbours: k of precision, recall, density and coverage
@@ -110,10 +110,14 @@ def compute(run: Run[Config]) -> None:
     label = generated.config.get("label")
     if label is not None:
         raise InputError(f"the generated images are all of class {label}, the others are not; set sample.label to null")
-    if (count := len(generated["images"])) < n or len(images["train_images"]) < n:
+    if (count := len(generated["images"])) < n:
         raise InputError(f"{n} images per row: {count} are generated; lower evaluate.n or raise sample.n")
+    if (count := len(images["train_images"])) < n:
+        raise InputError(f"{n} images per row: there are {count} training images; lower evaluate.n")
     rows = [name for name in ROWS if (f"{name}.json" in run.outputs if config.row == "all" else name == config.row)]
     rows = [name for name in rows if config.final or name != "test_images"]
+    if not rows:
+        raise InputError(f"row {config.row} with final false: no row is left to score; name another row")
     spaces = [Space.fit(run, inputs, splits, suffix) for suffix in ("", "_second")]
     manifold = metrics.quality.Manifold.fit(spaces[0].train.features[:n], config.neighbours)
     table: dict[str, Measures] = {}
@@ -135,13 +139,14 @@ def measures(run: Run[Config], name: str, row: Row, spaces: list[Space], real: m
     found: Measures = {"fid": first.references["val"].distance(x)}
     for prefix, space, features in (("fid", first, x), ("second", second, of_second.numpy())):
         for split, reference in space.references.items():
-            found[f"{prefix}_{split}"] = reference.ratio(features)
-            found[f"{prefix}_{split}_std"] = reference.deviation(features, config.resamples, config.seed)
+            found |= as_measures(f"{prefix}_{split}", reference.ratio(features, config.resamples))
     for split, reference in first.references.items():
-        within = within_classes(run.name, name, reference, of_first, row.labels)
+        within = within_classes(run, name, reference, of_first, row.labels)
+        ratios = np.array([*within.values()] or [[np.nan] * 3], dtype=float)  # (classes, 3)
+        mean = metrics.reference.Ratio(ratios[:, 0].mean(), *np.sqrt((ratios[:, 1:] ** 2).sum(0)) / len(ratios))
         worst = max(within, key=within.__getitem__, default=None)
-        found[f"within_{split}"] = float(np.mean(list(within.values()))) if within else None
-        found |= {f"worst_{split}": None if worst is None else within[worst], f"worst_{split}_class": worst}
+        found |= as_measures(f"within_{split}", mean)
+        found |= {f"worst_{split}": None if worst is None else within[worst].value, f"worst_{split}_class": worst}
     if "test" in first.references:
         found["copies"] = first.references["test"].copies(x)
     for key, answers in (("agree", seen), ("agree_second", second.classes(of_second))):
@@ -152,16 +157,22 @@ def measures(run: Run[Config], name: str, row: Row, spaces: list[Space], real: m
     return found | neighbours | {"label_tv": tv}
 
 
+def as_measures(key: str, ratio: metrics.reference.Ratio) -> Measures:
+    """A ratio and its two deviations; null for what is not a number."""
+    values = {key: ratio.value, f"{key}_std": ratio.std, f"{key}_real_std": ratio.real_std}
+    return {name: None if value is None or np.isnan(value) else float(value) for name, value in values.items()}
+
+
 def within_classes(
-    stage: str, name: str, reference: metrics.reference.Reference, features: Tensor, labels: Tensor | None
-) -> dict[int, float]:
-    """The ratio within each class; none, with the reason said, where a class has too few images."""
+    run: Run[Config], name: str, reference: metrics.reference.Reference, features: Tensor, labels: Tensor | None
+) -> dict[int, metrics.reference.Ratio]:
+    """The ratio within each class; none, with the reason said, where classes have too few images."""
     if labels is None:
         return {}
     try:
-        return reference.within(labelled(features, labels), name)
+        return reference.within(labelled(features, labels), name, run.config.resamples)
     except InputError as error:
-        warn(stage, f"no measure within the classes: {error}")
+        warn(run.name, f"{name} has no measures within classes, which are null: {error}")
         return {}
 
 

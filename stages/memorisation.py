@@ -52,7 +52,8 @@ def compute(run: Run[Config]) -> None:
     classes, share = images.config["classes"], config.percentile / 100
     limits = memorisation.thresholds(usual.score, labels[usual.nearest], classes, share)
     shares = {
-        name: float((score <= limits[labels[nearest]]).float().mean()) for name, (score, nearest) in found.items()
+        name: (score <= limits[labels[nearest]]).double().mean().item() if len(score) else None
+        for name, (score, nearest) in found.items()
     }
     values = {"data": images.config["data"], "n": len(generated), "percentile": config.percentile}
     values |= {"copies": shares["generated"], "false_alarms": shares["other validation"]}

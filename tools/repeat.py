@@ -12,13 +12,15 @@ not run again. What is the same for all seeds is read from the tracked artifacts
 import hashlib
 import json
 import math
-import statistics
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+import numpy as np
+from numpy.typing import NDArray
 
 from ldm import InputError, write_atomic
 from ldm.lazy import torch
@@ -64,6 +66,7 @@ class Repetition(NamedTuple):
         record, key = folder / "key.txt", f"{key_of(names)} {' '.join(self.settings)} {before}".strip()
         if record.exists() and record.read_text("utf-8") == key:
             return made | {path.stem: path for path in folder.glob("*.safetensors")}
+        record.unlink(missing_ok=True)
         made = run_stages(names, seed, folder, made, self.settings)
         write_atomic(record, key.encode())
         return made
@@ -98,21 +101,42 @@ def key_of(stages: list[str]) -> str:
 def summary(rows: list[list[dict[str, Any]]]) -> dict[str, Any]:
     """What is said of every measure, of rows by training and sampling: values, mean, deviations, and an interval.
 
-    training_std and sampling_std are those of one seed; the first, from the trainings' means, is free of the second.
-    The interval holds 95 % of single runs, if normal: the variance of the finite sets is added to those of the seeds.
+    Every training is sampled with the same seeds, so the deviations are those of a two-way table with one value a cell.
+    training_std and sampling_std are of one seed, and None of a source with one seed only; real_std is of the finite
+    held-out images, where the measure has one. low and high are the mean ∓ 1.96 times the root of the sum of their
+    squares: with few seeds, a rough interval for a single run.
     """
     result: dict[str, Any] = {}
-    for key in [key for key, value in rows[0][0].items() if isinstance(value, float) and not key.endswith("_std")]:
-        values = [[row[key] for row in samplings] for samplings in rows]
-        means = [statistics.mean(samplings) for samplings in values]
-        several = [statistics.variance(samplings) for samplings in values if len(samplings) > 1]
-        sampling = statistics.mean(several) if several else 0.0
-        between = statistics.variance(means) - sampling / len(values[0]) if len(means) > 1 else 0.0
-        training, sets = max(between, 0.0), rows[0][0].get(f"{key}_std", 0.0)
-        mean, reach = statistics.mean(means), NORMAL * math.sqrt(training + sampling + sets**2)
-        deviations = {"training_std": math.sqrt(training), "sampling_std": math.sqrt(sampling)}
-        result[key] = {"mean": mean, **deviations, "low": mean - reach, "high": mean + reach, "values": values}
+    every = [row for samplings in rows for row in samplings]
+    for key in every[0]:
+        if key.endswith("_std") or not all(isinstance(row[key], float) for row in every):
+            continue
+        values = np.array([[row[key] for row in samplings] for samplings in rows])
+        training, sampling = variances(values)
+        real = float(np.mean([row.get(f"{key}_real_std") or 0.0 for row in every])) ** 2
+        reach = NORMAL * math.sqrt((training or 0) + (sampling or 0) + real)
+        stds = {"training_std": training, "sampling_std": sampling, "real_std": real or None}
+        deviations = {name: None if variance is None else math.sqrt(variance) for name, variance in stds.items()}
+        mean = float(values.mean())
+        result[key] = {"mean": mean, **deviations, "low": mean - reach, "high": mean + reach, "values": values.tolist()}
     return result
+
+
+def variances(values: NDArray[np.float64]) -> tuple[float | None, float | None]:
+    """The variance of one training seed, and of one sampling seed of a given training.
+
+    values: (trainings, samplings). A sampling's is that of its noise, which all trainings share, and that of the two together (the residual).
+    """
+    trainings, samplings = values.shape
+    if 1 in values.shape:
+        alone = float(values.var(ddof=1))
+        return (None, alone) if trainings == 1 else (alone, None)
+    by_training, by_sampling = values.mean(1), values.mean(0)
+    residual = values - by_training[:, None] - by_sampling + values.mean()
+    both = (residual**2).sum() / ((trainings - 1) * (samplings - 1))
+    training = max(by_training.var(ddof=1) - both / samplings, 0)
+    noise = max(by_sampling.var(ddof=1) - both / trainings, 0)
+    return float(training), float(noise + both)
 
 
 def numbers(context: click.Context, option: click.Parameter, text: str | None) -> list[int]:
@@ -132,13 +156,12 @@ def numbers(context: click.Context, option: click.Parameter, text: str | None) -
 @click.option("--set", "settings", multiple=True, metavar="STAGE.KEY=VALUE", help="Another parameter of a stage.")
 @click.option("--out", type=Path, required=True, help="Folder of the runs and of summary.json.")
 def command(train: list[int], sample: list[int], settings: tuple[str, ...], out: Path) -> None:
-    if len(train) < 2 and len(sample) < 2:
-        raise InputError("one seed has no deviation; name two or more for --train or --sample")
+    if not sample or (len(train) < 2 and len(sample) < 2):
+        raise InputError("one seed has no deviation; name at least two for --sample, or one there and two for --train")
+    known = TRAINING + SAMPLING if train else SAMPLING
     for text in settings:
-        if text.partition(".")[0] not in TRAINING + SAMPLING:
-            raise InputError(
-                f"--set {text}: the stages repeated are {', '.join(TRAINING + SAMPLING)}; name one of them"
-            )
+        if not re.fullmatch(rf"({'|'.join(known)})\..+=.*", text):
+            raise InputError(f"--set {text}: STAGE.KEY=VALUE is wanted, of a stage that is run: {', '.join(known)}")
     check_writable(out)
     repetition = Repetition(out, settings)
     rows = [repetition.trained(seed, sample) for seed in train] or [repetition.sampled(sample, out, {})]
@@ -151,8 +174,9 @@ def command(train: list[int], sample: list[int], settings: tuple[str, ...], out:
     print(f"{result['data']}, n = {result['n']}, sampling seeds {sample}, training seeds {train or 'as committed'}")
     for name, value in result.items():
         if isinstance(value, dict):
-            deviations = f"± {value['training_std']:.2g} (training) ± {value['sampling_std']:.2g} (sampling)"
-            print(f"{name:>15} {value['mean']:.4g} {deviations}, 95 %: {value['low']:.4g} to {value['high']:.4g}")
+            sources = {word: value[f"{word}_std"] for word in ("training", "sampling", "real")}
+            said = " ".join(f"± {std:.2g} ({word})" for word, std in sources.items() if std is not None)
+            print(f"{name:>15} {value['mean']:.4g} {said}, {value['low']:.4g} to {value['high']:.4g}")
 
 
 if __name__ == "__main__":

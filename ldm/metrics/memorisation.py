@@ -9,6 +9,8 @@ import torch.nn.functional as nnf
 from torch import Tensor
 from torchvision.transforms.functional import InterpolationMode, rotate
 
+from ldm.errors import InputError
+
 SHIFTS = [(0, 1), (0, -1), (1, 0), (-1, 0)]  # rows and columns, in pixels
 ANGLES = [5.0, -5.0]  # degrees
 ROUNDING = 1e-5  # of an image's squared norm: squared distances below it are 0 but for the rounding of float32
@@ -25,8 +27,17 @@ class Search:
     """Finds the training images nearest to others, whether shifted by a pixel or turned by 5°."""
 
     def __init__(self, train: Tensor, neighbours: int) -> None:
-        """train: uint8 (N, C, H, W); neighbours: of them, the nearest, whose distances make the score."""
-        self.train, self.neighbours = points(train), min(neighbours, len(train))
+        """train: uint8 (N, C, H, W); neighbours: of them, the nearest, whose distances make the score.
+
+        An image that stands in them several times is taken once. Raises: InputError for fewer than two images.
+        """
+        first: dict[bytes, int] = {}
+        for index, image in enumerate(train.cpu().numpy()):
+            first.setdefault(image.tobytes(), index)
+        if len(first) < 2:
+            raise InputError("training images that are all the same have no neighbours to compare with")
+        self.indices = torch.tensor(list(first.values()))
+        self.train, self.neighbours = points(train[self.indices]), min(neighbours, len(first))
         self.squares = self.train.square().sum(1)
 
     def __call__(self, images: Tensor, batch_size: int = 250) -> Nearness:
@@ -50,7 +61,7 @@ class Search:
         distances = values.masked_fill(equal, 0).sqrt()
         crowd = distances[:, 1:].mean(1)
         score = torch.where(crowd > 0, distances[:, 0] / crowd, torch.zeros_like(crowd))
-        return Nearness(score.cpu(), indices[:, 0].cpu())
+        return Nearness(score.cpu(), self.indices[indices[:, 0].cpu()])
 
 
 def points(images: Tensor) -> Tensor:

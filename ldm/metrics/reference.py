@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import math
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ldm.errors import InputError
 from ldm.metrics.frechet import Features, Moments, frechet_distance, moments
 
 
@@ -22,6 +23,18 @@ class Labelled(NamedTuple):
         return self.features[self.labels == label]
 
 
+class Ratio(NamedTuple):
+    """A distance to the training images, over that of as many held-out images, and its standard deviations.
+
+    The deviations are over bootstrap resamples: `std` of both sides, `real_std` of the held-out images alone; None
+    where nothing was resampled. Seeds of a sampling and of a training add deviations of their own to the second.
+    """
+
+    value: float
+    std: float | None = None
+    real_std: float | None = None
+
+
 class Reference:
     """Training images, and held-out images, whose own distance to the training images is the floor.
 
@@ -34,57 +47,71 @@ class Reference:
         self.train, self.held_out, self.name = train, held_out, name
         self.of_train = moments(train.features, "training images")
         self.of_held_out = moments(held_out.features, name)
+        self.floors: dict[tuple[int | None, int, int], tuple[float, float | None]] = {}
 
     def distance(self, features: Features) -> float:
         """The distance of the features (n, d) to the training images."""
         return frechet_distance(moments(features), self.of_train)
 
-    def ratio(self, features: Features) -> float:
+    def ratio(self, features: Features, resamples: int = 0) -> Ratio:
         """The distance of the features (n, d) to the training images, over the floor."""
-        return self._ratio(features, self.held_out.features, self.of_train)
+        return self._ratio(features, self.held_out.features, self.of_train, None, resamples)
 
-    def deviation(self, features: Features, resamples: int, seed: int) -> float:
-        """Standard deviation of the ratio over bootstrap resamples of both its sides.
-
-        A resample repeats images, which makes each distance larger, so a side's deviation is taken in relation to its
-        resamples' mean. Seeds of a sampling and of a training add deviations of their own.
-        """
-        n = min(len(features), len(self.held_out.features))
-        sides = self._scatter(features[:n], resamples, seed), self._floor_scatter(n, resamples, seed)
-        return self.ratio(features) * float(np.hypot(*sides))
-
-    @lru_cache(8)  # noqa: B019 - a reference lives as long as the run
-    def _floor_scatter(self, n: int, resamples: int, seed: int) -> float:
-        return self._scatter(self.held_out.features[:n], resamples, seed + 1)
-
-    def _scatter(self, features: Features, resamples: int, seed: int) -> float:
-        """Standard deviation of the distance over resamples, over its mean."""
-        rng, n = np.random.default_rng(seed), len(features)
-        distances = [self.distance(features[rng.integers(n, size=n)]) for _ in range(resamples)]
-        return float(np.std(distances, ddof=1) / np.mean(distances))
-
-    def within(self, row: Labelled, name: str = "features") -> dict[int, float]:
+    def within(self, row: Labelled, name: str = "features", resamples: int = 0) -> dict[int, Ratio]:
         """The ratio of each class of the training images, among images of that class alone.
 
-        name: of the row, for messages. Raises: InputError for a class that has too few images for a covariance.
+        name: of the row, for messages. Raises: InputError where classes have too few images for a covariance.
         """
-        return {label: self._within(row, name, label) for label in np.unique(self.train.labels).tolist()}
+        d = row.features.shape[1]
+        sets = {name: row, self.name: self.held_out, "training images": self.train}
+        counts = [(label, which, len(x.of_class(label))) for label in self.classes for which, x in sets.items()]
+        few = [f"{count} of class {label} among {which}" for label, which, count in counts if count <= d]
+        if few:
+            raise InputError(f"a covariance of {d} features needs {d + 1} images, and there are {', '.join(few)}")
+        ratios = {}
+        for label in self.classes:
+            own, held_out, train = (x.of_class(label) for x in sets.values())
+            ratios[label] = self._ratio(own, held_out, moments(train), label, resamples)
+        return ratios
 
-    def _within(self, row: Labelled, name: str, label: int) -> float:
-        train = moments(self.train.of_class(label), f"training images of class {label}")
-        return self._ratio(row.of_class(label), self.held_out.of_class(label), train, f"{name} of class {label}")
+    @property
+    def classes(self) -> list[int]:
+        """Those of the training images, in order."""
+        return [int(label) for label in np.unique(self.train.labels)]
 
     def copies(self, features: Features) -> float:
-        """The distance to the held-out images, over that of as many training images: about 1 for copies of these.
+        """The distance to the held-out images, over that of as many training images.
 
-        It is 0 for the held-out images themselves, and lies above 1 where copies alone would lie closer.
+        It is about 1 for copies of training images, and for a perfect model of them; 0 for the held-out images
+        themselves; above 1 where copies alone would lie closer.
         """
-        n = len(features)
-        copied = moments(self.train.features[:n], "training images")
+        copied = moments(self.train.features[: len(features)], "training images")
         return frechet_distance(moments(features), self.of_held_out) / frechet_distance(copied, self.of_held_out)
 
-    def _ratio(self, row: Features, held_out: Features, train: Moments, name: str = "features") -> float:
+    def _ratio(self, row: Features, held_out: Features, train: Moments, label: int | None, resamples: int) -> Ratio:
+        """label: the class of all of them, None for any: floors are computed once for each."""
         n = min(len(row), len(held_out))
-        fewer = name if n == len(row) else f"{self.name}, beside {name},"
-        near, floor = (frechet_distance(moments(side[:n], fewer), train) for side in (row, held_out))
-        return near / floor
+        key = label, n, resamples
+        if key not in self.floors:
+            self.floors[key] = _distance(held_out[:n], train), _scatter(held_out[:n], train, resamples)
+        floor, real = self.floors[key]
+        if floor == 0:
+            raise InputError(f"{self.name} are no other than the training images, so that there is no floor")
+        value, own = _distance(row[:n], train) / floor, _scatter(row[:n], train, resamples)
+        return Ratio(value, value * math.hypot(own, real), value * real) if own and real else Ratio(value)
+
+
+def _distance(features: Features, train: Moments) -> float:
+    return frechet_distance(moments(features), train)
+
+
+def _scatter(features: Features, train: Moments, resamples: int) -> float | None:
+    """Standard deviation of the distance over bootstrap resamples, over their mean; None without resamples.
+
+    A resample repeats images, which makes each distance larger: hence in relation to the mean.
+    """
+    if not resamples:
+        return None
+    rng, n = np.random.default_rng(0), len(features)
+    distances = [_distance(features[rng.integers(n, size=n)], train) for _ in range(resamples)]
+    return float(np.std(distances, ddof=1) / np.mean(distances))

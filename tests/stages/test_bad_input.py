@@ -361,14 +361,6 @@ def test_schedules_that_cannot_be_shown(refused):
     assert "the section 'sample' has no schedule" in refused("show_schedule", "--section", "sample")
 
 
-@pytest.mark.parametrize(
-    ("seeds", "words"),
-    [("1", "at least two different"), ("1,1", "at least two different"), ("a,b", "whole numbers with commas")],
-)
-def test_bad_seeds(refused, seeds, words):
-    assert words in refused("repeat", "--seeds", seeds, "--out", "out")
-
-
 def test_a_folder_in_place_of_a_file(refused, folder):
     (folder / "given").mkdir()
     assert "Is a directory: given; name a file in it" in refused("sample", "--in", "denoiser=given", "--out", "out")

@@ -8,31 +8,35 @@ import numpy as np
 import pytest
 from conftest import change, run_in
 
-from tools.repeat import summary
+from tools.repeat import summary, variances
 
 COMMAND = [sys.executable, "-m", "tools.repeat"]
 
 
 def test_deviations_are_told_apart():
-    """Three trainings, each sampled twice: what the samplings scatter is not taken for the trainings' scatter."""
+    """Trainings, samplings whose noise all trainings share, and the two together: each finds its own deviation."""
     rng = np.random.default_rng(0)
-    trainings, samplings, sets = 0.3, 0.1, 0.2
-    rows = [
-        [{"fid": float(mean + rng.normal(0, samplings)), "fid_std": sets, "n": 5, "worst": None} for _ in range(40)]
-        for mean in 1 + rng.normal(0, trainings, 200)
-    ]
+    training, noise, both = 0.3, 0.2, 0.1
+    by_training, by_sampling = rng.normal(0, training, (400, 1)), rng.normal(0, noise, (1, 300))
+    found = variances(1 + by_training + by_sampling + rng.normal(0, both, (400, 300)))
+    assert found == (pytest.approx(training**2, rel=0.25), pytest.approx(noise**2 + both**2, rel=0.25))
+    few = [variances(1 + rng.normal(0, 0.3, (3, 1)) + rng.normal(0, 0.2, (1, 3))) for _ in range(2000)]
+    assert np.mean([training for training, _ in few]) == pytest.approx(0.3**2, rel=0.1)  # unbiased for few seeds too
+    assert np.mean([sampling for _, sampling in few]) == pytest.approx(0.2**2, rel=0.1)
+    assert variances(np.array([[1.0, 2.0]])) == (None, 0.5)
+    assert variances(np.array([[1.0], [2.0]])) == (0.5, None)
+
+
+def test_the_summary_of_a_table():
+    row = {"fid": 1.0, "fid_std": 9.0, "fid_real_std": 0.5, "n": 5, "worst": None, "agree": 0.9}
+    rows = [[row, row | {"fid": 2.0}], [row | {"fid": 3.0}, row | {"fid": 4.0, "agree": None}]]
     found = summary(rows)
-    assert found.keys() == {"fid"}
+    assert found.keys() == {"fid"}  # a measure with a gap in any row has no mean
     fid = found["fid"]
-    assert fid["training_std"] == pytest.approx(trainings, rel=0.15)
-    assert fid["sampling_std"] == pytest.approx(samplings, rel=0.05)
-    assert fid["mean"] == pytest.approx(np.mean([[row["fid"] for row in drawn] for drawn in rows]))
-    reach = 1.96 * np.sqrt(fid["training_std"] ** 2 + fid["sampling_std"] ** 2 + sets**2)
-    assert (fid["low"], fid["high"]) == (pytest.approx(fid["mean"] - reach), pytest.approx(fid["mean"] + reach))
-    equal = [[{"fid": 1.0}, {"fid": 2.0}]] * 3  # the means of the trainings do not differ at all
-    assert summary(equal)["fid"]["training_std"] == 0
-    one = summary(rows[:1])["fid"]
-    assert (one["training_std"], one["sampling_std"] > 0) == (0, True)
+    assert (fid["mean"], fid["values"]) == (2.5, [[1.0, 2.0], [3.0, 4.0]])
+    assert (fid["training_std"], fid["sampling_std"]) == (pytest.approx(2**0.5), pytest.approx(0.5**0.5))
+    reach = 1.96 * (2 + 0.5 + 0.5**2) ** 0.5
+    assert (fid["low"], fid["high"]) == (pytest.approx(2.5 - reach), pytest.approx(2.5 + reach))
 
 
 @pytest.mark.slow
@@ -107,7 +111,9 @@ def test_a_stage_that_fails_ends_the_repetition(project, tmp_path):
         (["--sample", "1"], "one seed has no deviation; name two or more"),
         (["--sample", "1,1"], "--sample 1,1: a seed is named twice"),
         (["--train", "1,x", "--sample", "1"], "--train 1,x: whole numbers with commas are wanted"),
-        (["--sample", "1,2", "--set", "train_vae.seed=1"], "--set train_vae.seed=1: the stages repeated are"),
+        (["--train", "1,2", "--sample", ""], "one seed has no deviation"),
+        (["--sample", "1,2", "--set", "train_diffusion.seed=1"], "of a stage that is run: sample, decode, evaluate"),
+        (["--sample", "1,2", "--set", "sample=3"], "--set sample=3: STAGE.KEY=VALUE is wanted"),
     ],
 )
 def test_bad_requests(run, tmp_path, arguments, words):
