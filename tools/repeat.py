@@ -125,7 +125,8 @@ def summary(rows: list[list[dict[str, Any]]]) -> dict[str, Any]:
 def variances(values: NDArray[np.float64]) -> tuple[float | None, float | None]:
     """The variance of one training seed, and of one sampling seed of a given training.
 
-    values: (trainings, samplings). A sampling's is that of its noise, which all trainings share, and that of the two together (the residual).
+    values: (trainings, samplings). A sampling's is that of its noise, which all trainings share, and that of the two
+    together (the residual).
     """
     trainings, samplings = values.shape
     if 1 in values.shape:

@@ -28,7 +28,7 @@ def quota(class_sizes: tuple[int, ...], n: int) -> list[int]:
 
     Sample k takes, of the classes whose count is below k · share, the one that would soonest be more than one behind:
     earliest deadline first (Tijdeman 1980, "The chairman assignment problem"), in whole numbers. To take the class
-    furthest behind instead can leave a rare one 1.3 behind. After as many samples as there are training images the
+    furthest behind instead can leave a rare one 1.35 behind. After as many samples as there are training images the
     counts are those of the training images, and the sequence begins anew.
     """
     total = sum(class_sizes)

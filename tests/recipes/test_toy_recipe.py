@@ -75,11 +75,11 @@ def test_committed_samples_keep_the_bounds(name):
     assert row["sliced_wasserstein"] < 4 * row["floor_sliced_wasserstein"]
 
 
-def test_the_sampler_is_not_what_widens_the_modes():
+@pytest.mark.parametrize(("name", "schedule"), [("four_gaussians_karras", "karras"), ("four_gaussians_ddpm", "linear")])
+def test_the_samplers_are_not_what_widens_the_modes(name, schedule):
     """With the exact denoiser the same sampler on the same levels keeps to 15 %."""
-    toy, sections = toys.build("four_gaussians"), read_yaml(FOLDER / "params.yaml")
-    section = sections["four_gaussians_karras"]
-    schedule = schedules.build("karras", section["train_diffusion"]["schedules"]["karras"])
+    toy, section = toys.build("four_gaussians"), read_yaml(FOLDER / "params.yaml")[name]
+    schedule = schedules.build(schedule, section["train_diffusion"]["schedules"][schedule])
     std = math.sqrt(1 + toy.std**2)  # of the data, on each axis
     means, variance = torch.tensor(toy.means / std), (toy.std / std) ** 2
 
@@ -92,7 +92,7 @@ def test_the_sampler_is_not_what_widens_the_modes():
     exact: Any = Exact()
     exact.schedule = schedule
     sigmas = spacings.build("trailing")(schedule, section["sample"]["steps"])
-    *_, end = states(exact, samplers.build("dpmpp_2m"), sigmas, Streams(0, range(4000), (2, 1, 1)))
+    *_, end = states(exact, samplers.build(section["sample"]["sampler"]), sigmas, Streams(0, range(4000), (2, 1, 1)))
     assert 0.85 < toy.score_samples(end.flatten(1).numpy() * std)["mode_std_ratio"] < 1.15
 
 
