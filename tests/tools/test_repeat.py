@@ -108,7 +108,7 @@ def test_a_stage_that_fails_ends_the_repetition(project, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--sample", "1"], "one seed has no deviation; name two or more"),
+        (["--sample", "1"], "one seed has no deviation; name at least two"),
         (["--sample", "1,1"], "--sample 1,1: a seed is named twice"),
         (["--train", "1,x", "--sample", "1"], "--train 1,x: whole numbers with commas are wanted"),
         (["--train", "1,2", "--sample", ""], "one seed has no deviation"),
