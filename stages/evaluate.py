@@ -142,7 +142,7 @@ def measures(run: Run[Config], name: str, row: Row, spaces: list[Space], real: m
             found |= as_measures(f"{prefix}_{split}", reference.ratio(features, config.resamples))
     for split, reference in first.references.items():
         within = within_classes(run, name, reference, of_first, row.labels)
-        ratios = np.array([*within.values()] or [[np.nan] * 3], dtype=float)  # (classes, 3)
+        ratios = np.array(list(within.values()) or np.full((1, 3), np.nan), dtype=float)  # (classes, 3)
         mean = metrics.reference.Ratio(ratios[:, 0].mean(), *np.sqrt((ratios[:, 1:] ** 2).sum(0)) / len(ratios))
         worst = max(within, key=within.__getitem__, default=None)
         found |= as_measures(f"within_{split}", mean)
