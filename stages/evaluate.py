@@ -84,7 +84,7 @@ class Space(NamedTuple):
     @property
     def train(self) -> metrics.reference.Labelled:
         """The training images, in every reference the same."""
-        return self.references["val"].train
+        return next(iter(self.references.values())).train
 
     def features(self, images: Tensor, device: str) -> Tensor:
         return networks.classifier.in_batches(self.classifier.features, images.to(device)).cpu()
@@ -107,6 +107,10 @@ def compute(run: Run[Config]) -> None:
     vae = networks.autoencoder.from_artifact(inputs["vae"], run.device) if "vae" in inputs else None
     generated = inputs["generated"]
     n = min(config.n, len(images[f"{first_split}_images"]))
+    few, width = len(images["validation_images"]), inputs["features"]["train"].shape[1]
+    if config.final and few <= width:
+        warn(run.name, f"{few} validation images have no covariance of {width} features: no measure is over theirs")
+        del splits["val"]
     label = generated.config.get("label")
     if label is not None:
         raise InputError(f"the generated images are all of class {label}, the others are not; set sample.label to null")
@@ -136,7 +140,7 @@ def measures(run: Run[Config], name: str, row: Row, spaces: list[Space], real: m
     config, (first, second) = run.config, spaces
     of_first, of_second = (space.features(row.images, run.device) for space in spaces)
     seen, x = first.classes(of_first), of_first.numpy()
-    found: Measures = {"fid": first.references["val"].distance(x)}
+    found: Measures = {"fid": next(iter(first.references.values())).distance(x)}
     for prefix, space, features in (("fid", first, x), ("second", second, of_second.numpy())):
         for split, reference in space.references.items():
             found |= as_measures(f"{prefix}_{split}", reference.ratio(features, config.resamples))

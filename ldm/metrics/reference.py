@@ -102,7 +102,7 @@ class Reference:
 
 
 def _distance(features: Features, train: Moments) -> float:
-    return frechet_distance(moments(features), train)
+    return frechet_distance(moments(features, "images compared"), train)
 
 
 def _scatter(features: Features, train: Moments, resamples: int) -> float | None:

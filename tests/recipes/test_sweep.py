@@ -40,7 +40,7 @@ def test_passes_are_counted(project, tmp_path, sampler, evaluations, steps):
     ("settings", "words"),
     [
         (["n=5000"], "n 5000 is more than the 300 validation images"),
-        (["n=128"], "validation images: 128 samples cannot give the covariance"),
+        (["n=128"], "images compared: 128 samples cannot give the covariance"),
         (
             ["n=200", "evaluations=1", "spacing=karras", "spacings.karras.sigma_max=3.0"],
             "evaluations 1 are not enough for one step",
