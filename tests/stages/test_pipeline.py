@@ -252,7 +252,7 @@ def test_a_failing_stage_fails_the_repro(copy):
     change(copy / "params.yaml", {"evaluate.n": 100})
     done = run_in(copy, "dvc", "repro")
     assert done.returncode == 255
-    assert "evaluate: images compared: 100 samples cannot give the covariance of 128 features" in done.stderr
+    assert "evaluate: features: 100 samples cannot give the covariance of 128 features" in done.stderr
 
 
 def test_divergence_keeps_the_last_good_weights(copy, tmp_path):

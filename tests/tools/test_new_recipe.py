@@ -85,7 +85,7 @@ def experiments_work(copy: Path, folder: Path) -> None:
     assert "Running stage 'memorisation'" in done.stdout
     assert done.stdout.count("Running stage") == 1
     found = read_yaml(folder / "params.yaml")
-    assert found["memorisation"] == {"seed": 1, "n": 140, "percentile": 2.0}
+    assert found["memorisation"] == {"seed": 1, "n": 140, "percentile": 2.0, "planted": 40}
     refused = run_in(folder, "dvc", "exp", "run", "-S", "evaluate.neighbours=9", PYTHONPATH=str(copy))
     assert refused.returncode != 0
     assert "not in struct" in refused.stderr
