@@ -27,7 +27,8 @@ class Ratio(NamedTuple):
     """A distance to the training images, over that of as many held-out images, and its standard deviations.
 
     The deviations are over bootstrap resamples: `std` of both sides, `real_std` of the held-out images alone; None
-    where nothing was resampled. Seeds of a sampling and of a training add deviations of their own to the second.
+    where nothing was resampled. Resamples vary the shares of the classes, also where these are by quota: of such rows
+    the deviation is rather too wide. Seeds of a sampling and of a training add deviations of their own to the second.
     """
 
     value: float
@@ -95,7 +96,7 @@ class Reference:
         if key not in self.floors:
             self.floors[key] = _distance(held_out[:n], train), _scatter(held_out[:n], train, resamples)
         floor, real = self.floors[key]
-        if floor == 0:
+        if floor < 1e-6 * np.trace(train.covariance):  # of equal sets, what rounding leaves
             raise InputError(f"{self.name} are no other than the training images, so that there is no floor")
         value, own = _distance(row[:n], train) / floor, _scatter(row[:n], train, resamples)
         return Ratio(value, value * math.hypot(own, real), value * real) if own and real else Ratio(value)
