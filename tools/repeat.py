@@ -63,7 +63,8 @@ class Repetition(NamedTuple):
 
     def once(self, names: list[str], seed: int, folder: Path, made: dict[str, Path], before: str) -> dict[str, Path]:
         """As `run_stages`, where the folder has no result of this key yet. before: the key of what is made."""
-        record, key = folder / "key.txt", f"{key_of(names)} {' '.join(self.settings)} {before}".strip()
+        own = [text for text in self.settings if text.split(".")[0] in names]
+        record, key = folder / "key.txt", f"{key_of(names)} {' '.join(own)} {before}".strip()
         if record.exists() and record.read_text("utf-8") == key:
             return made | {path.stem: path for path in folder.glob("*.safetensors")}
         record.unlink(missing_ok=True)
