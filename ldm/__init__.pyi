@@ -1,4 +1,5 @@
 from . import artifacts as artifacts
+from . import data as data
 from . import diffusion as diffusion
 from . import metrics as metrics
 from . import networks as networks
@@ -8,6 +9,7 @@ from .artifacts import Artifact as Artifact
 from .artifacts import merge_lineage as merge_lineage
 from .artifacts import write_atomic as write_atomic
 from .config import Count as Count
+from .config import Fraction as Fraction
 from .config import Natural as Natural
 from .config import NonNegative as NonNegative
 from .config import Options as Options
@@ -24,6 +26,7 @@ from .errors import Interrupted as Interrupted
 from .images import duplicates as duplicates
 from .images import from_uint8 as from_uint8
 from .images import gif as gif
+from .images import groups_of_equals as groups_of_equals
 from .images import png as png
 from .images import tile as tile
 from .images import to_uint8 as to_uint8

@@ -19,6 +19,12 @@ def to_uint8(x: Tensor) -> Tensor:
     return (x * 255).round().clamp(0, 255).to(torch.uint8)
 
 
+def groups_of_equals(images: Tensor) -> Tensor:
+    """For each image (n, C, H, W), uint8, the index of the first one that equals it in every pixel, (n,)."""
+    first: dict[bytes, int] = {}
+    return torch.tensor([first.setdefault(image.numpy().tobytes(), index) for index, image in enumerate(images)])
+
+
 def duplicates(images: Tensor, known: Tensor) -> Tensor:
     """Which of the images (n, C, H, W) are equal in every pixel to one of the known ones, uint8: (n,) booleans."""
     seen = {image.numpy().tobytes() for image in known}
@@ -37,12 +43,20 @@ def png(canvas: NDArray[np.uint8], scale: int = 2) -> bytes:
 
 
 def gif(frames: list[NDArray[np.uint8]], milliseconds: int, hold: int, scale: int = 2) -> bytes:
-    """An endless GIF animation: each frame stays for so many milliseconds, and the last one for `hold` milliseconds."""
+    """An endless GIF animation: each frame stays for so many milliseconds, and the last one for `hold` milliseconds.
+
+    Frames in colour share one palette: white, and the 255 colours that stand for all of them best.
+    """
     return _encode(frames, scale, "GIF", duration=[milliseconds] * (len(frames) - 1) + [hold], loop=0)
 
 
 def _encode(frames: list[NDArray[np.uint8]], scale: int, form: str, **options: object) -> bytes:
-    first, *rest = [Image.fromarray(f.repeat(scale, 0).repeat(scale, 1)) for f in frames]
+    images = [Image.fromarray(f.repeat(scale, 0).repeat(scale, 1)) for f in frames]
+    if form == "GIF" and images[0].mode == "RGB":
+        palette = Image.fromarray(np.concatenate(frames)).quantize(255)
+        palette.putpalette((*(palette.getpalette() or [])[: 3 * 255], 255, 255, 255))
+        images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
+    first, *rest = images
     buffer = io.BytesIO()
     first.save(buffer, form, save_all=bool(rest), append_images=rest, **options)
     return buffer.getvalue()

@@ -39,10 +39,10 @@ def compute(run: Run[Config]) -> None:
         frames = [tile(frame, shown) for frame in decoded.unflatten(0, (shown, len(chosen))).unbind(1)]
         run.write("denoising.gif", gif(frames, config.frame_ms, hold=2000))
     if "reconstructions.png" in run.outputs:
-        originals, means = images["validation_images"], latents["validation_mean"]
-        reconstructed = networks.autoencoder.decode_images(decoder.vae, means[: config.columns].to(run.device)).cpu()
-        pairs = torch.cat([originals[: config.columns], reconstructed])
-        run.write("reconstructions.png", png(tile(pairs, config.columns)))
+        originals = images["validation_images"][: config.columns]
+        means = latents["validation_mean"][: config.columns]
+        reconstructed = networks.autoencoder.decode_images(decoder.vae, means.to(run.device)).cpu()
+        run.write("reconstructions.png", png(tile(torch.cat([originals, reconstructed]), len(originals))))
     label = samples.config.get("label")  # the class of all of them, where one was asked for
     tensors = {"images": generated} | {name: samples[name] for name in ["labels"] if name in samples.tensors}
     run.save("generated", tensors, list(inputs.values()), **({} if label is None else {"label": label}))

@@ -18,6 +18,7 @@ The rows are those whose files dvc.yaml lists. What a row has no classes for, or
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -63,9 +64,10 @@ class Row(NamedTuple):
 
 
 class Space(NamedTuple):
-    """The features of one classifier, and the real images in them, by the split that is held out."""
+    """The features of one classifier, the training images in them, and the references by the split that is held out."""
 
     classifier: networks.classifier.Classifier
+    train: metrics.reference.Labelled
     references: dict[str, metrics.reference.Reference]
 
     @classmethod
@@ -79,12 +81,7 @@ class Space(NamedTuple):
 
         train, reference = real("train"), metrics.reference.Reference
         references = {short: reference(train, real(split), f"{split} images") for short, split in splits.items()}
-        return cls(networks.classifier.Classifier.from_artifact(artifact, run.device), references)
-
-    @property
-    def train(self) -> metrics.reference.Labelled:
-        """The training images, in every reference the same."""
-        return next(iter(self.references.values())).train
+        return cls(networks.classifier.Classifier.from_artifact(artifact, run.device), train, references)
 
     def features(self, images: Tensor, device: str) -> Tensor:
         return networks.classifier.in_batches(self.classifier.features, images.to(device)).cpu()
@@ -107,10 +104,14 @@ def compute(run: Run[Config]) -> None:
     vae = networks.autoencoder.from_artifact(inputs["vae"], run.device) if "vae" in inputs else None
     generated = inputs["generated"]
     n = min(config.n, len(images[f"{first_split}_images"]))
-    few, width = len(images["validation_images"]), inputs["features"]["train"].shape[1]
-    if config.final and few <= width:
-        warn(run.name, f"{few} validation images have no covariance of {width} features: no measure is over theirs")
-        del splits["val"]
+    width = inputs["features"]["train"].shape[1]
+    sizes = {f"{split} images": len(images[f"{split}_images"]) for split in ("train", *splits.values())}
+    few = [f"{count} {what}" for what, count in (sizes | {"images per row": n}).items() if count <= width]
+    if few:
+        lost = "no Fréchet distance of them is taken, and what is taken of the others is in the table"
+        warn(run.name, f"{', '.join(few)} have no covariance of {width} features, which takes {width + 1}: {lost}")
+    enough = min(n, sizes["train images"]) > width
+    splits = {short: split for short, split in splits.items() if enough and sizes[f"{split} images"] > width}
     label = generated.config.get("label")
     if label is not None:
         raise InputError(f"the generated images are all of class {label}, the others are not; set sample.label to null")
@@ -123,11 +124,14 @@ def compute(run: Run[Config]) -> None:
     if not rows:
         raise InputError(f"row {config.row} with final false: no row is left to score; name another row")
     spaces = [Space.fit(run, inputs, splits, suffix) for suffix in ("", "_second")]
-    manifold = metrics.quality.Manifold.fit(spaces[0].train.features[:n], config.neighbours)
+    manifold = None
+    if n > config.neighbours:
+        manifold = metrics.quality.Manifold.fit(spaces[0].train.features[:n], config.neighbours)
     table: dict[str, Measures] = {}
-    for name in track(rows, len(rows), "row", run.name, lambda _: 1):
+    for name in track(rows, len(rows), "row", run.name):
         row = draw_row(name, images, generated, vae, n, config.seed)
-        table[name] = {"data": images.config["data"], "n": n} | measures(run, name, row, spaces, manifold)
+        found = measures(run, name, row, spaces, manifold, images.config["class_names"])
+        table[name] = {"data": images.config["data"], "n": n} | found
     files = {f"{name}.json": as_json({key: row[key] for key in CHIEF if key in row}) for name, row in table.items()}
     files |= {"measures.json": as_json(table), "table.md": markdown(table).encode(), "table.png": figure(table)}
     for file, content in files.items():
@@ -135,12 +139,19 @@ def compute(run: Run[Config]) -> None:
             run.write(file, content)
 
 
-def measures(run: Run[Config], name: str, row: Row, spaces: list[Space], real: metrics.quality.Manifold) -> Measures:
-    """All that is measured of a row, in the order of the table."""
+def measures(
+    run: Run[Config],
+    name: str,
+    row: Row,
+    spaces: list[Space],
+    real: metrics.quality.Manifold | None,
+    class_names: Sequence[str],
+) -> Measures:
+    """All that is measured of a row, in the order of the table; null what it has too few images for."""
     config, (first, second) = run.config, spaces
     of_first, of_second = (space.features(row.images, run.device) for space in spaces)
     seen, x = first.classes(of_first), of_first.numpy()
-    found: Measures = {"fid": next(iter(first.references.values())).distance(x)}
+    found: Measures = {"fid": next((reference.distance(x) for reference in first.references.values()), None)}
     for prefix, space, features in (("fid", first, x), ("second", second, of_second.numpy())):
         for split, reference in space.references.items():
             found |= as_measures(f"{prefix}_{split}", reference.ratio(features, config.resamples))
@@ -150,12 +161,15 @@ def measures(run: Run[Config], name: str, row: Row, spaces: list[Space], real: m
         mean = metrics.reference.Ratio(ratios[:, 0].mean(), *np.sqrt((ratios[:, 1:] ** 2).sum(0)) / len(ratios))
         worst = max(within, key=within.__getitem__, default=None)
         found |= as_measures(f"within_{split}", mean)
-        found |= {f"worst_{split}": None if worst is None else within[worst].value, f"worst_{split}_class": worst}
+        found[f"worst_{split}"] = None if worst is None else within[worst].value
+        found[f"worst_{split}_class"] = None if worst is None else class_names[worst]
     if "test" in first.references:
         found["copies"] = first.references["test"].copies(x)
     for key, answers in (("agree", seen), ("agree_second", second.classes(of_second))):
         found[key] = None if row.labels is None else float((answers == row.labels).double().mean())
-    neighbours = metrics.quality.precision_recall(real, metrics.quality.Manifold.fit(x, config.neighbours))
+    neighbours: Measures = dict.fromkeys(("precision", "recall", "density", "coverage"))
+    if real is not None:
+        neighbours = metrics.quality.precision_recall(real, metrics.quality.Manifold.fit(x, config.neighbours))
     classes = first.classifier.logits.out_features
     tv = metrics.quality.label_distance(seen.numpy(), first.train.labels, classes)
     return found | neighbours | {"label_tv": tv}

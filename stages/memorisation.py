@@ -47,7 +47,7 @@ def compute(run: Run[Config]) -> None:
     sets = {"generated": generated, "validation": one_half, "other validation": other_half}
     sets |= planted(train[chosen], inputs.get("vae"), run.device, config.seed)
     search = memorisation.Search(train.to(run.device), config.neighbours)
-    found = {name: search(x) for name, x in track(sets.items(), len(sets), "set", run.name, lambda _: 1)}
+    found = {name: search(x) for name, x in track(sets.items(), len(sets), "set", run.name)}
     usual = found["validation"]
     classes, share = images.config["classes"], config.percentile / 100
     limits = memorisation.thresholds(usual.score, labels[usual.nearest], classes, share)

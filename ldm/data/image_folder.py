@@ -1,60 +1,184 @@
-"""A folder of PNG images, one sub-folder per class."""
+"""A folder of pictures as people have them, one sub-folder per class: listed by torchvision, converted by Pillow."""
 
+import os
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torchvision.datasets import ImageFolder
 
 from ldm.errors import InputError
-from ldm.lazy import Tensor, torch
 
-CHANNELS = {"L": 1, "RGB": 3}  # Pillow's mode → channels
-SIDES = 4  # what the autoencoder reduces a side by
+Pixels = NDArray[np.uint8]  # (H, W, 1) or (H, W, 3)
+
+MOST = 256  # classes, whose numbers are bytes
+GREY = {"1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N"}  # Pillow's modes
+HIDDEN = "__MACOSX"  # the folder that macOS adds to an archive; its files are hidden by their names
+LAYOUT = "each sub-folder is a class, by which the table's features are trained and samples are asked for"
 
 
-def read(root: Path) -> tuple[Tensor, Tensor, int]:
-    """Images (N, C, H, W), labels (N,), both uint8, and the number of files left out since they do not end in .png.
+class Conversion(NamedTuple):
+    """What is made of a picture.
 
-    The classes are the sub-folders, in the order of their names. Raises: InputError for no folder or image, more than
-    256 classes, a file that is no readable PNG of grey or colour, images of different sizes or modes, and sides that
-    do not divide.
+    size: height and width, None as it is; fit: how a picture comes to that size; channels: grey, colour, or auto, which
+    is grey where the file is; background: the colour behind what is transparent, and beside what is padded, by a name
+    or as #rrggbb.
+    """
+
+    size: tuple[int, int] | None = None
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    channels: Literal["auto", "grey", "colour"] = "auto"
+    background: str = "white"
+
+
+class Found(NamedTuple):
+    """The pictures of a folder: files, the class of each, the classes' names, and in words what was left out."""
+
+    paths: list[Path]
+    labels: list[int]
+    names: list[str]
+    left_out: list[str]
+
+
+class Folder(ImageFolder):
+    """torchvision's listing, but classes are sorted as people sort, and what is hidden is left out."""
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        names = [entry.name for entry in os.scandir(directory) if entry.is_dir() and not is_hidden(entry.name)]
+        if not names:
+            raise InputError(f"{directory} has no sub-folders: {LAYOUT}; lay the pictures out as {directory}/oak/1.png")
+        if not 2 <= len(names) <= MOST:
+            raise InputError(f"{directory} has {len(names)} sub-folders, and 2 to {MOST} are wanted: {LAYOUT}")
+        names.sort(key=as_people_sort)
+        return names, {name: index for index, name in enumerate(names)}
+
+
+def find(root: Path) -> Found:
+    """List the pictures below the sub-folders of `root`, however deep.
+
+    Raises: InputError for no folder, fewer than 2 classes or more than 256, and a link that leads back to a folder it
+    is in.
     """
     if not root.is_dir():
-        raise InputError(f"{root} is not a folder; prepare_data.root must hold one sub-folder of PNG images per class")
-    classes = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    members = [sorted(path for path in folder.iterdir() if path.is_file()) for folder in classes]
-    images = [[path for path in paths if path.suffix.lower() == ".png"] for paths in members]
-    for folder, paths in zip(classes, images, strict=True):
-        if not paths:
-            raise InputError(f"{folder} holds no PNG image; each sub-folder of {root} is a class, and must have some")
-    if not 2 <= len(classes) <= 256:
-        raise InputError(f"{root} has {len(classes)} sub-folders; one per class is wanted, 2 to 256 of them")
-    paths = [path for group in images for path in group]
-    first = _pixels(paths[0])
-    if any(side % SIDES for side in first.shape[1:]):
-        raise InputError(f"{paths[0]} is {_described(first)}, but both sides must be divisible by {SIDES}: resize it")
-    pixels = np.empty((len(paths), *first.shape), np.uint8)
-    for i, path in enumerate(paths):
-        image = _pixels(path)
-        if image.shape != first.shape:
-            raise InputError(f"{path} is {_described(image)}, but {paths[0]} is {_described(first)}; all must be alike")
-        pixels[i] = image
-    labels = np.repeat(np.arange(len(classes), dtype=np.uint8), [len(group) for group in images])
-    return torch.from_numpy(pixels), torch.from_numpy(labels), sum(map(len, members)) - len(paths)
+        raise InputError(f"{root} is not a folder; prepare_data.root must hold one sub-folder of pictures per class")
+    files = [Path(folder, name).relative_to(root) for folder, names in walk(root) for name in names]
+    suffixes = {suffix for suffix, form in Image.registered_extensions().items() if form in Image.OPEN}
+
+    def wanted(path: str) -> bool:
+        own = Path(path).relative_to(root)
+        return not any(map(is_hidden, own.parts)) and own.suffix.lower() in suffixes
+
+    listed = Folder(str(root), is_valid_file=wanted, allow_empty=True)
+    hidden = [path for path in files if any(map(is_hidden, path.parts))]
+    beside = [path for path in files if len(path.parts) == 1 and path not in hidden]
+    taken = {Path(path).relative_to(root) for path, _ in listed.samples}
+    others = sorted(set(files) - taken - {*hidden, *beside})
+    kinds = {"hidden": hidden, "beside the class folders": beside, "no pictures by their names": others}
+    left_out = [f"{len(paths)} {kind} ({listing(paths)})" for kind, paths in kinds.items() if paths]
+    paths = [Path(path) for path, _ in listed.samples]
+    return Found(paths, [label for _, label in listed.samples], listed.classes, left_out)
 
 
-def _pixels(path: Path) -> np.ndarray:
-    """uint8, (C, H, W)."""
+def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Each folder below `root` and the names of its files, links followed. Raises: InputError for a circle of links."""
+    above = {str(root): {os.path.realpath(root)}}  # folder → the real places of it and of those it is in
+    for folder, inner, names in os.walk(root, followlinks=True):
+        own = above.pop(folder)
+        for name in inner:
+            path = os.path.join(folder, name)
+            if (real := os.path.realpath(path)) in own:
+                raise InputError(f"{path} is a link to {real}, in which it lies itself; remove it")
+            above[path] = own | {real}
+        yield Path(folder), names
+
+
+def is_hidden(name: str) -> bool:
+    """Of a file or folder: by a dot, as .DS_Store and the ._x.png of macOS, or as the folder of those."""
+    return name.startswith(".") or name == HIDDEN
+
+
+def as_people_sort(name: str) -> tuple[list[str | int], str]:
+    """A key by which 2 comes before 10, and capitals do not matter."""
+    return [int(part) if part.isdecimal() else part.casefold() for part in re.split(r"(\d+)", name)], name
+
+
+def listing(things: Iterable[object], most: int = 3) -> str:
+    """The first few, and dots for more."""
+    named = [str(thing) for thing in things]
+    return ", ".join(named[:most]) + (", …" if len(named) > most else "")
+
+
+def convert(paths: list[Path], conversion: Conversion) -> Iterator[Pixels | str]:
+    """Read pictures, several at a time; for one that cannot be read, the reason, which names the file."""
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield from pool.map(partial(_pixels_or_reason, conversion=conversion), paths)
+
+
+def _pixels_or_reason(path: Path, conversion: Conversion) -> Pixels | str:
     try:
-        with Image.open(path, formats=["PNG"]) as image:
-            image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} is not a readable PNG image ({error}); replace or remove it") from None
-    if image.mode not in CHANNELS:
-        raise InputError(f"{path} has the mode {image.mode}; grey (L) or colour (RGB) of 8 bits is wanted: convert it")
-    return np.asarray(image).reshape(image.height, image.width, CHANNELS[image.mode]).transpose(2, 0, 1)
+        return pixels_of(path, conversion)
+    except MemoryError:
+        raise
+    except Exception as error:  # a reader of Pillow raises what it likes at what it does not understand
+        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        return f"{path} ({reason.replace(f' {str(path)!r}', '')})"
 
 
-def _described(pixels: np.ndarray) -> str:
-    channels, height, width = pixels.shape
-    return f"{height} × {width} in {'grey' if channels == 1 else 'colour'}"
+def pixels_of(path: Path, conversion: Conversion) -> Pixels:
+    """A picture turned as its camera says, over the background where it is transparent, at the size asked for.
+
+    The first one of an animation. 16 bits are scaled to 8. Raises: as Pillow does.
+    """
+    with Image.open(path) as opened:
+        image = ImageOps.exif_transpose(opened)
+    grey = image.mode in GREY
+    if image.mode == "F":
+        raise ValueError("its numbers have no range that is known; convert it to 8 or 16 bits")
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        behind = Image.new("RGBA", image.size, conversion.background)
+        image = Image.alpha_composite(behind, image.convert("RGBA"))
+    image = image.convert("L" if conversion.channels == "grey" or (conversion.channels == "auto" and grey) else "RGB")
+    if conversion.size:
+        image = resized(image, conversion.size[::-1], conversion)
+    return np.asarray(image).reshape(image.height, image.width, -1)
+
+
+def resized(image: Image.Image, size: tuple[int, int], conversion: Conversion) -> Image.Image:
+    """size: width and height."""
+    if conversion.fit == "stretch":
+        return image.resize(size)
+    if conversion.fit == "crop":
+        return ImageOps.fit(image, size)
+    scale = min(size[0] / image.width, size[1] / image.height)
+    if scale * min(image.size) < 0.5:
+        raise ValueError(f"{image.width} × {image.height} pixels would shrink to a line; choose fit crop or stretch")
+    return ImageOps.pad(image, size, color=conversion.background)
+
+
+def stacked(pictures: list[Pixels], paths: list[Path]) -> Pixels:
+    """Pictures (H, W, 1 or 3) → (N, C, H, W): grey where all are. Raises: InputError for different sizes."""
+    first = pictures[0].shape[:2]
+    for path, picture in zip(paths, pictures, strict=True):
+        if picture.shape[:2] != first:
+            sizes = f"{path} is {_size(picture)}, but {paths[0]} is {_size(pictures[0])}"
+            raise InputError(f"{sizes} (height × width); set prepare_data.size, to which all are brought")
+    channels = max(picture.shape[2] for picture in pictures)
+    result = np.empty((len(pictures), channels, *first), np.uint8)
+    for i, picture in enumerate(pictures):
+        result[i] = picture.transpose(2, 0, 1)  # one channel is repeated
+    return result
+
+
+def _size(picture: Pixels) -> str:
+    return f"{picture.shape[0]} × {picture.shape[1]}"

@@ -1,7 +1,7 @@
 """Progress bars that behave in a terminal and in a log file."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import TextIO, TypeVar
 
 from tqdm import tqdm
@@ -19,12 +19,12 @@ def bar(total: int, unit: str, label: str, initial: int = 0) -> tqdm:
     return tqdm(**about, **where, dynamic_ncols=terminal, disable=RANK > 0)
 
 
-def track(items: Iterable[T], total: int, unit: str, label: str, size: Callable[[T], int]) -> Iterator[T]:
-    """Pass items on, counting `size(item)` units for each."""
+def track(items: Iterable[T], total: int, unit: str, label: str) -> Iterator[T]:
+    """Pass items on, and count them."""
     with bar(total, unit, label) as progress:
         for item in items:
             yield item
-            progress.update(size(item))
+            progress.update()
 
 
 class _Lines:

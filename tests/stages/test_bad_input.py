@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, change
 from PIL import Image
 
-from ldm.data import mnist
+from ldm.data import known
 from stages.runner import read_yaml, run_command
 from tools import check, repeat, show_schedule
 
@@ -83,7 +83,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
         ("autoencoder=../../evil", "unknown name"),
         ("autoencoders.nosuch.width=8", "unknown name 'nosuch' among the autoencoders"),
         ("autoencoders.conv_vae.width=12", "multiple of 8"),
-        ("autoencoders.conv_vae.widht=8", "conv_vae.widht: unknown parameter; known here are latent_channels"),
+        ("autoencoders.conv_vae.widht=8", "conv_vae.widht: unknown parameter; known here are patch"),
         ("optimisation.precision=fp16", "'auto', 'fp32' or 'bf16'"),
         ("seed=[", "not a YAML value"),
         ("seed=!!python/object/apply:os.system [ls]", "not a YAML value"),
@@ -197,7 +197,7 @@ def test_a_lack_of_memory(refused, monkeypatch, error):
     def fail(*arguments: Any) -> None:
         raise error
 
-    monkeypatch.setattr("stages.prepare_data.mnist.embedded", fail)
+    monkeypatch.setattr("ldm.data.known.embedded", fail)
     line = refused("prepare_data", "--set", "source=embedded", "--out", "out", extra=True)
     assert "out of memory; lower the batch size" in line
 
@@ -217,8 +217,7 @@ def test_a_missing_data_file(refused, folder):
 
 def test_a_corrupt_data_file(refused, folder):
     raw = raw_folder(folder)
-    for name in mnist.MD5["MNIST"]:
-        (raw / name).write_bytes(gzip.compress(b""))
+    (raw / "train-images-idx3-ubyte").write_bytes(gzip.compress(b""))
     error = refused("prepare_data", "--set", "root=root", "--out", "out")
     assert "train-images-idx3-ubyte is corrupt (MD5" in error
 
@@ -235,49 +234,61 @@ def two_classes(folder: Path) -> Path:
     return folder / "images"
 
 
-def cut(path: Path, source: Path) -> None:
-    path.write_bytes(source.read_bytes()[:40])
-
-
 def thin_out(root: Path) -> None:
     for path in root.glob("*/[2-5].png"):
         path.unlink()
 
 
+def break_many(root: Path) -> None:
+    for i in range(5):
+        (root / "a" / f"x{i}.png").write_bytes(b"")
+
+
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("spoil", "settings", "words"),
     [
         (
             lambda root: picture(root / "b/9.png", (8, 8)),
-            "images/b/9.png is 8 × 8 in grey, but images/a/0.png is 12 × 8 in grey",
+            [],
+            "images/b/9.png is 8 × 8, but images/a/0.png is 12 × 8 (height × width); set prepare_data.size",
         ),
-        (lambda root: picture(root / "b/9.png", mode="RGB"), "images/b/9.png is 12 × 8 in colour"),
+        (break_many, [], "5 pictures cannot be read: images/a/x0.png (UnidentifiedImageError"),
+        (break_many, [], ", …; mend or remove them, or leave them out by skip_broken"),
+        (lambda root: (root / "c").mkdir(), [], "classes without a picture: c; each sub-folder is a class"),
+        (lambda root: shutil.rmtree(root / "b"), [], "images has 1 sub-folders, and 2 to 256 are wanted"),
+        (lambda root: shutil.rmtree(root), [], "images is not a folder"),
         (
-            lambda root: picture(root / "b/9.png", mode="RGBA"),
-            "images/b/9.png has the mode RGBA; grey (L) or colour (RGB)",
+            thin_out,
+            [],
+            "class a: 1 different images, and 3 splits need one each; add some, or leave such classes out by",
         ),
-        (lambda root: cut(root / "b/9.png", root / "b/0.png"), "images/b/9.png is not a readable PNG image"),
-        (lambda root: (root / "c").mkdir(), "images/c holds no PNG image"),
-        (lambda root: shutil.rmtree(root / "b"), "images has 1 sub-folders; one per class is wanted"),
-        (
-            lambda root: [picture(path, (10, 12)) for path in root.rglob("*.png")],
-            "images/a/0.png is 12 × 10 in grey, but both sides must be divisible by 4",
-        ),
-        (lambda root: shutil.rmtree(root), "images is not a folder"),
-        (thin_out, "4 images cannot be split"),
+        (lambda root: None, ["min_per_class=7"], "0 classes have 7 pictures; two are needed: lower min_per_class"),
+        (lambda root: None, ["background=rde"], "background 'rde' is no colour; write a name, or #rrggbb"),
+        (lambda root: None, ["shares=[0.7, 0.2, 0.2]"], "shares [0.7, 0.2, 0.2] add up to 1.1; they must to 1"),
+        (lambda root: None, ["size=0"], "it should be greater than or equal to 1"),
+        (lambda root: (root / "a/round").symlink_to(root.resolve()), [], "in which it lies itself; remove it"),
     ],
 )
-def test_a_bad_folder_of_images(refused, folder, spoil, words):
+def test_a_bad_folder_of_images(refused, folder, spoil, settings, words):
     spoil(two_classes(folder))
-    assert words in refused("prepare_data", "--set", "dataset=folder", "--set", "root=images", "--out", "out")
+    more = [word for setting in ["dataset=folder", "root=images", *settings] for word in ("--set", setting)]
+    assert words in refused("prepare_data", *more, "--out", "out", extra=True)
 
 
-def test_fashion_mnist_that_is_not_there(refused, monkeypatch):
-    monkeypatch.setattr(mnist, "download", lambda name, root: "no route")
+def test_a_set_that_is_not_there(refused, monkeypatch):
+    monkeypatch.setattr(known, "download", lambda name, root, split: "no route")
     arguments = ("prepare_data", "--set", "dataset=fashion_mnist", "--set")
-    error = refused(*arguments, "root=root", "--out", "out", extra=True)
-    assert "root does not hold FashionMNIST" in error
+    error = refused(*arguments, "root=root", "--out", "out")
+    assert "root does not hold FashionMNIST, which is FashionMNIST/raw in it; name the folder that holds it" in error
+    assert "data does not hold fashion_mnist, nor could it be" in refused(*arguments[:3], "--out", "out", extra=True)
     assert "'embedded' has no fashion_mnist" in refused(*arguments, "source=embedded", "--out", "out")
+
+
+def test_a_stated_root_is_never_downloaded_to(refused, monkeypatch):
+    """Nor are the embedded digits taken instead."""
+    monkeypatch.setattr(known, "download", lambda name, root, split: pytest.fail("a download"))
+    monkeypatch.setenv("LDM_DATA_ROOT", "nowhere")
+    assert "nowhere does not hold MNIST, which is MNIST/raw in it" in refused("prepare_data", "--out", "out")
 
 
 @pytest.mark.parametrize(

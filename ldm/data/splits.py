@@ -1,0 +1,50 @@
+"""Splits by class, in which equal pictures stay together."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from ldm.errors import InputError
+from ldm.images import groups_of_equals
+from ldm.lazy import Generator, Tensor, torch
+
+NAMES = ("train", "validation", "test")
+
+
+def split_by_shares(
+    images: Tensor, labels: Tensor, names: Sequence[str], shares: Sequence[float], generator: Generator
+) -> dict[str, Tensor]:
+    """The indices of the images of each split, in a random order: in every class the shares, and at least one.
+
+    images: (N, C, H, W) in uint8; those equal in every pixel go to one split, with the class of the first. names: of
+    the classes. Raises: InputError for a class with fewer than three different images.
+    """
+    groups = groups_of_equals(images)
+    members: dict[int, list[int]] = {}
+    for index, group in enumerate(groups.tolist()):
+        members.setdefault(group, []).append(index)
+    order = [list(members)[i] for i in torch.randperm(len(members), generator=generator).tolist()]
+    order.sort(key=lambda group: -len(members[group]))  # stable: the large ones first, which are hard to place
+    of_class: dict[int, list[int]] = {label: [] for label in range(len(names))}
+    for group in order:
+        of_class[int(labels[group])].append(group)  # a group has the index of its first image
+    splits: dict[str, list[int]] = {name: [] for name in NAMES}
+    for label, own in of_class.items():
+        if len(own) < len(NAMES):
+            remedy = "add some, or leave such classes out by min_per_class"
+            raise InputError(f"class {names[label]}: {len(own)} different images, and 3 splits need one each; {remedy}")
+        missing, empty = wanted_of(sum(len(members[group]) for group in own), shares), list(NAMES)
+        for i, group in enumerate(own):
+            name = max(empty if len(own) - i <= len(empty) else NAMES, key=missing.__getitem__)
+            empty = [other for other in empty if other != name]
+            splits[name] += members[group]
+            missing[name] -= len(members[group])
+    indices = {name: torch.tensor(split) for name, split in splits.items()}
+    return {name: split[torch.randperm(len(split), generator=generator)] for name, split in indices.items()}
+
+
+def wanted_of(n: int, shares: Sequence[float]) -> Counter[str]:
+    """How many of n images each split should have: rounded, at least one, and the rest for training."""
+    validation, test = (max(round(share * n), 1) for share in shares[1:])
+    return Counter(train=n - validation - test, validation=validation, test=test)

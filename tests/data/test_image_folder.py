@@ -1,0 +1,219 @@
+"""Folders of pictures as people have them: what is read, how it is converted, what is left out, what is refused."""
+
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm.data import image_folder
+from ldm.data.image_folder import Conversion, convert, find, pixels_of, stacked
+from ldm.errors import InputError
+
+
+def save(path: Path, size: tuple[int, int] = (6, 4), mode: str = "L", colour: object = 40, **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, colour).save(path, **options)
+    return path
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """Two classes of two pictures."""
+    for name in ("oak", "ash"):
+        for i in range(2):
+            save(tmp_path / "leaves" / name / f"{i}.png", colour=40 * i)
+    return tmp_path / "leaves"
+
+
+def test_classes_are_sorted_as_people_sort(tmp_path):
+    names = ["10", "9", "2b", "Birke", "ahorn", "2a", "桜", "$x$"]
+    for name in names:
+        save(tmp_path / name / "1.png")
+    found = find(tmp_path)
+    assert found.names == ["2a", "2b", "9", "10", "$x$", "ahorn", "Birke", "桜"]
+    assert [found.names[label] for label in found.labels] == [path.parent.name for path in found.paths]
+
+
+def test_nested_pictures_count_and_what_is_left_out_is_said(root):
+    save(root / "oak/autumn/wet/a.JPG", mode="RGB", colour="red")
+    save(root / "oak/._0.png")
+    save(root / "__MACOSX/oak/._0.png")
+    save(root / ".cache/0.png")
+    save(root / "stray.png")
+    (root / "ash/notes.txt").write_text("x")
+    (root / "oak/Thumbs.db").write_bytes(b"x")
+    found = find(root)
+    assert sorted(str(path.relative_to(root)) for path in found.paths) == [
+        "ash/0.png", "ash/1.png", "oak/0.png", "oak/1.png", "oak/autumn/wet/a.JPG",
+    ]  # fmt: skip
+    assert sum(found.labels) == 3  # of oak
+    hidden, beside, others = found.left_out
+    assert hidden.startswith("3 hidden (")
+    assert beside == "1 beside the class folders (stray.png)"
+    assert others == "2 no pictures by their names (ash/notes.txt, oak/Thumbs.db)"
+
+
+def test_links_are_followed_but_not_in_circles(root, tmp_path):
+    save(tmp_path / "elsewhere/x.png")
+    (root / "oak/more").symlink_to(tmp_path / "elsewhere")
+    assert len(find(root).paths) == 5
+    (tmp_path / "elsewhere/back").symlink_to(root / "ash")  # no circle: it leads to a folder that it is not in
+    assert len(find(root).paths) == 7
+    (root / "ash/round").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"is a link to .*, in which it lies itself; remove it"):
+        find(root)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda root: os.rename(root, root.with_name("gone")), "leaves is not a folder"),
+        (
+            lambda root: os.rename(root / "ash", root.parent / "ash"),
+            "leaves has 1 sub-folders, and 2 to 256 are wanted",
+        ),
+        (lambda root: [save(root / str(i) / "0.png") for i in range(300)], "has 302 sub-folders"),
+    ],
+)
+def test_folders_that_are_refused(root, spoil, words):
+    spoil(root)
+    with pytest.raises(InputError, match=words):
+        find(root)
+
+
+def test_pictures_without_sub_folders_are_told_why(tmp_path):
+    save(tmp_path / "pics/1.png")
+    with pytest.raises(InputError, match="has no sub-folders: each sub-folder is a class, by which") as caught:
+        find(tmp_path / "pics")
+    assert "/oak/1.png" in str(caught.value)
+
+
+GRADIENT = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "gif", "webp", "jp2", "ppm"])
+def test_what_pillow_opens(tmp_path, suffix):
+    options = {"lossless": True} if suffix == "webp" else {}
+    Image.fromarray(GRADIENT).save(tmp_path / f"x.{suffix}", **options)
+    found = pixels_of(tmp_path / f"x.{suffix}", Conversion(channels="grey"))
+    assert np.array_equal(found[..., 0], GRADIENT)
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [
+        ("1", 1, [255]),
+        ("L", 77, [77]),
+        ("LA", (10, 0), [255]),  # transparent, over white
+        ("LA", (10, 255), [10]),
+        ("I;16", 0x8000, [128]),  # scaled, not cut
+        ("I;16", 300, [1]),
+        ("P", 0, [10, 20, 30]),
+        ("RGB", (1, 2, 3), [1, 2, 3]),
+        ("RGBA", (200, 0, 0, 0), [255, 255, 255]),
+        ("RGBA", (0, 0, 0, 128), [127, 127, 127]),
+    ],
+)
+def test_modes(tmp_path, mode, colour, expected):
+    image = Image.new(mode, (3, 2), colour)
+    if mode == "P":
+        image.putpalette([10, 20, 30])
+    image.save(tmp_path / "x.png")
+    found = pixels_of(tmp_path / "x.png", Conversion())
+    assert found.shape == (2, 3, len(expected))
+    assert found[0, 0].tolist() == expected
+
+
+def test_a_palette_with_transparency_and_cmyk_and_floats(tmp_path):
+    image = Image.new("P", (3, 2), 0)
+    image.putpalette([10, 20, 30])
+    image.save(tmp_path / "x.png", transparency=0)
+    assert pixels_of(tmp_path / "x.png", Conversion(background="#010203"))[0, 0].tolist() == [1, 2, 3]
+    Image.new("CMYK", (3, 2), (0, 0, 0, 0)).save(tmp_path / "x.jpg")
+    assert pixels_of(tmp_path / "x.jpg", Conversion()).min() >= 250
+    Image.new("F", (3, 2), 0.5).save(tmp_path / "x.tif")
+    (reason,) = convert([tmp_path / "x.tif"], Conversion())
+    assert (
+        reason
+        == f"{tmp_path / 'x.tif'} (ValueError: its numbers have no range that is known; convert it to 8 or 16 bits)"
+    )
+
+
+def test_pictures_are_turned_as_the_camera_says(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90° clockwise
+    Image.fromarray(GRADIENT).save(tmp_path / "x.png", exif=exif)
+    assert np.array_equal(pixels_of(tmp_path / "x.png", Conversion())[..., 0], np.rot90(GRADIENT, -1))
+
+
+@pytest.mark.parametrize("size", [(32, 16), (5, 7)])
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_sizes(tmp_path, fit, size):
+    """A red bar on blue, twice as wide as high."""
+    image = Image.new("RGB", (40, 20), "blue")
+    image.paste("red", (18, 0, 22, 20))
+    image.save(tmp_path / "x.png")
+    found = pixels_of(tmp_path / "x.png", Conversion(size, fit, background="lime"))
+    assert found.shape == (*size, 3)
+    lime = (found == [0, 255, 0]).all(2).any()
+    assert lime == (fit == "pad")
+    red = (found[size[0] // 2, :, 0] > 100).mean()  # the share of a row in the middle
+    widths = {"stretch": 0.1, "pad": 0.1, "crop": 0.1 * 2 * size[0] / size[1]}
+    assert red == pytest.approx(widths[fit], abs=1.2 / size[1])
+
+
+def test_sizes_that_leave_nothing(tmp_path):
+    for size in ((1, 1), (10_000, 10)):
+        save(tmp_path / f"{size[0]}.png", size)
+    for fit in ("crop", "stretch"):
+        assert all(not isinstance(x, str) for x in convert(sorted(tmp_path.iterdir()), Conversion((32, 32), fit)))
+    one, long = convert([tmp_path / "1.png", tmp_path / "10000.png"], Conversion((32, 32), "pad"))
+    assert one.shape == (32, 32, 1)
+    assert "10000 × 10 pixels would shrink to a line; choose fit crop or stretch" in long
+
+
+def test_files_that_cannot_be_read_are_named_with_the_reason(tmp_path, monkeypatch):
+    (tmp_path / "0.png").write_bytes(b"")
+    (tmp_path / "1.png").write_text("text")
+    cut = save(tmp_path / "2.png", (64, 64)).read_bytes()[:60]
+    (tmp_path / "2.png").write_bytes(cut)
+    (tmp_path / "3.png").symlink_to("nowhere")
+    save(tmp_path / "4.png", (300, 300))
+    save(tmp_path / "5.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60_000)  # of which a bomb has more
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        *broken, good = convert([tmp_path / f"{i}.png" for i in range(6)], Conversion())
+    assert good.shape == (4, 6, 1)
+    for i, reason in enumerate(broken):
+        assert reason.startswith(f"{tmp_path / str(i)}.png ("), reason
+    assert "No such file" in broken[3]
+    assert "decompression bomb" in broken[4]
+
+
+def test_grey_among_colours_is_repeated_and_sizes_must_agree(tmp_path):
+    grey, colour = np.full((2, 3, 1), 7, np.uint8), np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
+    paths = [Path("a.png"), Path("b.png")]
+    both = stacked([grey, colour], paths)
+    assert both.shape == (2, 3, 2, 3)
+    assert (both[0] == 7).all()
+    assert np.array_equal(both[1], colour.transpose(2, 0, 1))
+    assert stacked([grey, grey], paths).shape == (2, 1, 2, 3)
+    with pytest.raises(InputError, match=r"b.png is 3 × 2, but a.png is 2 × 3 .*; set prepare_data.size"):
+        stacked([grey, grey.transpose(1, 0, 2)], paths)
+
+
+def test_the_listing_is_torchvisions(root):
+    """Where nothing is hidden, and no name has a number."""
+    from torchvision.datasets import ImageFolder
+
+    theirs = ImageFolder(str(root))
+    found = find(root)
+    assert (found.names, [(str(p), n) for p, n in zip(found.paths, found.labels, strict=True)]) == (
+        theirs.classes,
+        theirs.samples,
+    )
+    assert issubclass(image_folder.Folder, ImageFolder)
