@@ -32,16 +32,17 @@ class Model:
         seed: int = 0,
         first: int = 0,
         *,
-        label: int | None = None,
+        label: str | int | None = None,
         steps: int | None = None,
         sampler: Choice = None,
         spacing: Choice = None,
     ) -> Tensor:
         """Draw n images, uint8 (n, C, H, W): the ones that the stages draw with this seed, from index `first` on.
 
-        label: the class of all of them; None takes that of the stage `sample`, and where it has none, each class by its
-        quota. steps, sampler, spacing: None takes those of the stage `sample`; a sampler or spacing is its name, or
-        {name: options}. Raises: InputError for an unknown name or class, bad options, or n below 1.
+        label: the class of all of them, by its name or its index; None takes that of the stage `sample`, and where it
+        has none, each class by its quota. steps, sampler, spacing: None takes those of the stage `sample`; a sampler or
+        spacing is its name, or {name: options}. Raises: InputError for an unknown name or class, bad options, or n
+        below 1.
         """
         if n < 1:
             raise InputError(f"{n} images cannot be drawn; ask for at least 1")

@@ -62,20 +62,20 @@ class Config(HowToSample):
 
     steps: steps of the sampler
     first: index of the first sample
-    label: class of all samples; null gives each class its share of the training images
+    label: class of all samples, by its name, or its index; null gives each class its share of the training images
     shown: samples whose states are kept for the animation
     """
 
     steps: Count
     first: Seed = 0
-    label: Natural | None = None
+    label: Natural | str | None = None
     shown: Count = 10
 
 
 def compute(run: Run[Config]) -> None:
     config, artifact, guide, distributed = run.config, run.load("denoiser"), run.load("guide"), training.distributed
     denoiser = Guided.from_artifacts(artifact, guide, **config.guidance.model_dump(), device=run.device)
-    denoiser.check_label(config.label)
+    denoiser.class_of(config.label)
     sampler, sigmas = config.build("sampler"), config.build("spacing")(denoiser.schedule, config.steps)
     warn(run.name, denoiser.schedule.wrong_start() or wrong_start(sigmas))
     batches = distributed.local_items(split_range(config.first, config.n, config.batch_size))

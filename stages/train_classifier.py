@@ -1,5 +1,8 @@
 """Train the classifier in whose 128 features the Fréchet distance is taken."""
 
+import csv
+import io
+
 from pydantic import Field
 
 from ldm import NonNegative, Options, Rate, Section, Seed, choice, from_uint8, networks, training
@@ -58,8 +61,12 @@ def compute(run: Run[Config], kind: str = "classifier") -> None:
     predicted = logits.argmax(1)
     accuracy, loss_of_test = (predicted == labels).double().mean().item(), cross_entropy(logits, labels).item()
     metrics = {"data": images.config["data"], "n": len(labels), "accuracy": accuracy, "loss": loss_of_test}
-    rows = (f"{a},{p}\n" for a, p in zip(labels.tolist(), predicted.tolist(), strict=True))
-    run.write("confusion.csv", ("actual,predicted\n" + "".join(rows)).encode())
+    names = images.config["class_names"]
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["actual", "predicted"])
+    writer.writerows((names[a], names[p]) for a, p in zip(labels.tolist(), predicted.tolist(), strict=True))
+    run.write("confusion.csv", table.getvalue().encode())
     run.write_json("metrics.json", metrics)
     run.save(kind, averaged.state_dict(), [images], classes=classes, shape=shape)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from inspect import signature
+from typing import Any
 
 from pydantic import model_validator
 
@@ -71,13 +72,13 @@ def compute(run: Run[Config]) -> None:
     config, latents = run.config, run.load("latents")
     torch.manual_seed(config.seed)
     generator = torch.Generator(run.device).manual_seed(config.seed)
-    labels, class_sizes = read_labels(run, latents) if config.class_labels else ({}, [])
+    labels, classes = read_labels(run, latents) if config.class_labels else ({}, {})
     train = Posterior(latents["train_mean"].to(run.device), latents["train_log_variance"].to(run.device))
     validation = Posterior(latents["validation_mean"].to(run.device), latents["validation_log_variance"].to(run.device))
     loss = diffusion.DiffusionLoss(config.build("penalty"), config.build("weighting"))
     standardiser = Standardiser.from_artifact(latents, run.device)
     objective = diffusion.Objective(standardiser, loss, config.build("timestep_sampling"))
-    denoiser = diffusion.Denoiser.from_config(config.resolved(), train.mean.shape[1:], class_sizes)
+    denoiser = diffusion.Denoiser.from_config(config.resolved(), train.mean.shape[1:], classes.get("class_sizes", ()))
     denoiser.network.to(run.device)
     warn(run.name, denoiser.schedule.wrong_start())
     if config.flip and "vae" in latents.lineage:
@@ -108,17 +109,18 @@ def compute(run: Run[Config]) -> None:
     trainer = training.loop.Training(denoiser.network, batch_loss, config.optimisation, order)
     guide: dict[str, Tensor] = {}
     averaged = fit(run, trainer, validate, config.guide_step, guide)
-    about = {"shape": list(train.mean.shape[1:])} | ({"class_sizes": class_sizes} if class_sizes else {})
+    about = {"shape": list(train.mean.shape[1:])} | classes
     saved = run.save("guide", guide, [latents], **about)
     # the denoiser's file names the guide as its parent, so that sampling refuses any other guide
     run.save("denoiser", averaged.state_dict(), [latents, saved], **about)
 
 
-def read_labels(run: Run[Config], latents: Artifact) -> tuple[dict[str, Tensor], list[int]]:
-    """The class of each training and validation image, and how many training images each class has.
+def read_labels(run: Run[Config], latents: Artifact) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The class of each training and validation image, and what the artifacts say of classes: sizes and names.
 
-    The classes are on the device, (N,) in int64. Raises: InputError where dvc.yaml gives the stage no images, where
-    these are not the images that the latents encode, or where a class has validation images but none for training.
+    The labels are on the device, (N,) in int64; the sizes are numbers of training images. Raises: InputError where
+    dvc.yaml gives the stage no images, where these are not the images that the latents encode, or where a class has
+    validation images but none for training.
     """
     if "images" not in run.inputs:
         raise InputError("class_labels needs the images of prepare_data among the deps of train_diffusion in dvc.yaml")
@@ -127,12 +129,12 @@ def read_labels(run: Run[Config], latents: Artifact) -> tuple[dict[str, Tensor],
     labels = {split: images[f"{split}_labels"].to(run.device).long() for split in ("train", "validation")}
     if any(len(labels[split]) != len(latents[f"{split}_mean"]) for split in labels):
         raise InputError(f"{images.path} and {latents.path} do not belong together: their numbers of images differ")
-    classes = 1 + max(int(split.max()) for split in labels.values())
-    sizes = labels["train"].bincount(minlength=classes)
+    names = images.config["class_names"]
+    sizes = labels["train"].bincount(minlength=len(names))
     unseen = labels["validation"][sizes[labels["validation"]] == 0]
     if len(unseen):
-        raise InputError(f"class {unseen[0]} has validation images, but none for training; unset class_labels")
-    return labels, sizes.tolist()
+        raise InputError(f"class {names[unseen[0]]} has validation images, but none for training; unset class_labels")
+    return labels, {"class_sizes": sizes.tolist(), "class_names": names}
 
 
 main = stage("train_diffusion", Config, compute, __doc__, parallel=True)

@@ -1,10 +1,12 @@
 """Train the variational autoencoder: a Bernoulli decoder and a weighted KL term."""
 
-from ldm import NonNegative, Options, Section, Seed, choice, from_uint8, networks, training
+from ldm import NonNegative, Options, Section, Seed, choice, from_uint8, metrics, networks, training
 from ldm.lazy import Tensor, torch
 from ldm.networks import autoencoders
 from ldm.training import Optimisation
-from stages.runner import Run, fit, stage
+from stages.runner import Run, fit, stage, warn
+
+FAR = 1.5  # a ratio above which the autoencoder is said to be the limit
 
 
 class Config(Section):
@@ -54,10 +56,32 @@ def compute(run: Run[Config]) -> None:
         nll = torch.cat([vaes.bernoulli_nll(averaged.decode(a), from_uint8(b)) for a, b in pairs])
     mse = (from_uint8(decoded) - from_uint8(validation)).double().square().mean().item()
     kl = posterior.kl_divergence().double().sum().item() / len(validation)
-    metrics = {"data": images.config["data"], "n": len(validation), "reconstruction_mse": mse}
-    metrics |= {"reconstruction_nll": nll.double().mean().item(), "kl": kl}
-    run.write_json("metrics.json", metrics | {"active_dimensions": posterior.active_dimensions()})
+    values = {"data": images.config["data"], "n": len(validation), "reconstruction_mse": mse}
+    values |= {"reconstruction_nll": nll.double().mean().item(), "kl": kl}
+    values |= {"active_dimensions": posterior.active_dimensions(), "fid_val": ratio_to_floor(run, decoded)}
+    run.write_json("metrics.json", values)
     run.save("vae", averaged.state_dict(), [images], shape=list(train.shape[1:]))
+
+
+def ratio_to_floor(run: Run[Config], decoded: Tensor) -> float | None:
+    """The Fréchet distance of reconstructed validation images to the training images, over that of the images.
+
+    None where there are too few images, or the stage is not given the classifier and its features. What lies above 1 no
+    diffusion model can make good: a large ratio is warned of.
+    """
+    if not {"classifier", "features"} <= run.inputs.keys():
+        return None
+    classifier = networks.classifier.Classifier.from_artifact(run.load("classifier"), run.device)
+    train, held_out = (run.load("features")[split].numpy() for split in ("train", "validation"))
+    if min(len(train), len(held_out)) <= train.shape[1]:
+        return None
+    found = networks.classifier.in_batches(classifier.features, decoded).cpu().numpy()
+    of_train, of_held_out, own = (metrics.frechet.moments(x) for x in (train, held_out, found))
+    ratio = metrics.frechet.frechet_distance(own, of_train) / metrics.frechet.frechet_distance(of_held_out, of_train)
+    if ratio > FAR:
+        said = f"reconstructed images lie {ratio:.1f} times as far from the training images as the images themselves"
+        warn(run.name, f"{said}, and samples can come no closer: try more latent_channels, or a lower kl_weight")
+    return ratio
 
 
 main = stage("train_vae", Config, compute, __doc__, parallel=True)

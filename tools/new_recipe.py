@@ -6,17 +6,24 @@ python -m tools.new_recipe recipes/mine --from recipes/fashion_ddpm     from ano
 python -m tools.new_recipe recipes/mine --without train_vae             pixels instead of latents
 """
 
+import copy
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 from ruamel.yaml import YAML
 
-from ldm import InputError
+from ldm import InputError, data, networks
+from stages import prepare_data
 from stages.runner import DAG, PARAMS, ROOT, path_of, read_yaml, run_command, with_settings
 from tools.check import check_parameters
 
+Shape = tuple[int, int, int]  # (C, H, W)
+SHAPES = dict.fromkeys(("cifar10", "cifar100", "svhn"), (3, 32, 32))  # of the others (1, 28, 28)
+SHOWN = 200  # samples that the grid shows
+NETWORK = "train_diffusion.networks.unet"
 NEEDED = ("prepare_data", "train_diffusion", "sample", "evaluate")  # stages that a recipe to start from must have
 OF_AUTOENCODER = ("vae_prior.json", "reconstruction.json", "reconstructions.png")  # outputs of other stages
 
@@ -70,6 +77,55 @@ def relocated(dag: dict[str, Any], source: str, target: str) -> dict[str, Any]:
     return dag
 
 
+def of_folder(config: prepare_data.Config) -> tuple[Shape, int]:
+    """The shape (C, H, W) that a folder's pictures will have, from some of them, and how many there are.
+
+    Raises: InputError for a folder that is not there, or of whose pictures none can be read.
+    """
+    folder, root = data.image_folder, Path(config.root).expanduser()
+    paths = folder.find(root).paths
+    some = paths[:: max(len(paths) // 100, 1)]
+    pictures = [x for x in folder.convert(some, config.conversion()) if not isinstance(x, str)]
+    if not pictures:
+        raise InputError(f"--set prepare_data.root={root}: it holds no picture that can be read")
+    return (max(x.shape[2] for x in pictures), *pictures[0].shape[:2]), len(paths)
+
+
+def fitting_settings(values: dict[str, Any], settings: Sequence[str]) -> list[str]:
+    """The pipeline's sizes for images of another shape or number than MNIST's, as settings.
+
+    The U-Net is wider for latents of more values, and a batch smaller for those of more places. A folder has as many
+    samples drawn and scored as it has test pictures. Raises: as `of_folder`, and for a folder that is not named.
+    """
+    values = with_settings(copy.deepcopy(values), settings)
+    config = prepare_data.Config.parse(values["prepare_data"], "prepare_data")
+    if config.dataset == "folder" and "root" not in {text.partition("=")[0].split(".")[-1] for text in settings}:
+        raise InputError("--set prepare_data.dataset=folder: which one? Add --set prepare_data.root=FOLDER")
+    shape, found = SHAPES.get(config.dataset, (1, 28, 28)), []
+    if config.dataset == "folder":
+        shape, count = of_folder(config)
+        n = min(max(round(config.shares[2] * count), SHOWN), 10_000)
+        found = [f"{stage}.n={n}" for stage in ("sample", "evaluate", "memorisation")]
+    if shape == (1, 28, 28):
+        return found
+    channels, height, width = shape
+    if "train_vae" in values:
+        patch = networks.autoencoder.fitting_patch(shape)
+        channels = networks.autoencoder.fitting_latent_channels(shape, patch)
+        height, width = -(-height // patch), -(-width // patch)
+    wide = 64 if channels * height * width <= 512 else 96
+    batch = 256 if height * width <= 100 else 64
+    return [*found, f"{NETWORK}.width={wide}", f"train_diffusion.optimisation.batch_size={batch}"]
+
+
+def see_the_folder(dag: dict[str, Any], section: dict[str, Any]) -> None:
+    """Make a folder of pictures a dependency of prepare_data, so that DVC sees it change."""
+    if section["dataset"] == "folder":
+        root = Path(section["root"]).expanduser()
+        own = root.resolve().is_relative_to(ROOT)
+        dag["stages"]["prepare_data"]["deps"].append(str(root if own or root.is_absolute() else root.resolve()))
+
+
 @click.command(help=__doc__)
 @click.argument("folder", type=Path)
 @click.option("--from", "source", type=Path, default=Path(), help="Folder of another recipe to start from.")
@@ -84,15 +140,16 @@ def command(folder: Path, source: Path, dropped: tuple[str, ...], settings: tupl
     for name in NEEDED:
         if name not in read_yaml(source / DAG).get("stages", {}):
             raise InputError(f"--from {source}: it has no stage {name}; take recipes/fashion_ddpm, or leave it out")
-    if "prepare_data.dataset=folder" in settings and not any(s.startswith("prepare_data.root=") for s in settings):
-        raise InputError("--set prepare_data.dataset=folder: which one? Add --set prepare_data.root=FOLDER")
     form = YAML()
     form.width = 120
     dag, values = form.load(source / DAG), form.load(source / PARAMS)
     for name in dropped:
         without(dag, name)
         values.pop(name, None)
-    with_settings(values, settings)
+    # a recipe that another one started from has sizes of its own
+    sizes = fitting_settings(values, settings) if source == Path() else []
+    with_settings(values, [*sizes, *settings])
+    see_the_folder(dag, values["prepare_data"])
     dag = relocated(dag, *(path.resolve().relative_to(ROOT).as_posix() for path in (source, folder)))
     folder.mkdir(parents=True)
     try:
@@ -102,7 +159,9 @@ def command(folder: Path, source: Path, dropped: tuple[str, ...], settings: tupl
     except BaseException:
         shutil.rmtree(folder)
         raise
-    print(f"{folder} is ready: change its {PARAMS}, then run dvc repro {folder / DAG}")
+    print(f"{folder} is ready: change its {PARAMS}, then run")
+    print(f"  dvc repro {folder / DAG}")
+    print(f"  dvc metrics show {folder}/artifacts/metrics/*.json")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ldm.artifacts import Artifact
@@ -28,6 +28,7 @@ class Denoiser:
     prediction: Prediction
     shape: Sequence[int] = ()  # of a sample, (C, h, w)
     class_sizes: Sequence[int] = ()  # the number of training images of each class; empty without labels
+    class_names: Sequence[str] = ()  # where the classes have names
 
     def __post_init__(self) -> None:
         if self.schedule.alpha_t(torch.ones(1)) == 0 and not invertible_without_signal(self.prediction):
@@ -46,7 +47,7 @@ class Denoiser:
         sizes = _class_sizes(artifact)
         denoiser = artifact.build(lambda config: cls.from_config(config, config["shape"], sizes))
         artifact.load_into(denoiser.network, device)
-        return denoiser
+        return replace(denoiser, class_names=_class_names(artifact, len(sizes)))
 
     @property
     def device(self) -> Any:
@@ -85,3 +86,13 @@ def _class_sizes(artifact: Artifact) -> list[int]:
     if not valid or (sizes and not any(sizes)):
         raise InputError(f"{artifact.path}: class_sizes {str(sizes)[:60]} are no numbers of training images")
     return sizes
+
+
+def _class_names(artifact: Artifact, count: int) -> list[str]:
+    """The names of the classes, if there are any. Raises: InputError where they are not as many different texts."""
+    names = artifact.config.get("class_names", [])
+    if names and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise InputError(f"{artifact.path}: class_names {str(names)[:60]} are no names")
+    if names and len(set(names)) != count:
+        raise InputError(f"{artifact.path}: {len(set(names))} class_names for {count} classes")
+    return names

@@ -12,12 +12,10 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from ldm.artifacts import Artifact
-from ldm.errors import InputError
 from ldm.images import from_uint8, to_uint8
 from ldm.networks.latents import Posterior, Standardiser
 from ldm.networks.options import autoencoders
 
-PATCH = 4  # each place of the latent grid stands for a square of this many pixels a side
 GROUPS = 8  # of the group norms
 
 
@@ -48,28 +46,56 @@ class IdentityAutoencoder(Autoencoder):
 
 
 class ConvVAE(Autoencoder):
-    """encode: (B, C, H, W) in [0, 1] → (B, c, H/4, W/4); decode: back to logits."""
+    """encode: (B, C, H, W) in [0, 1] → (B, c, ⌈H / patch⌉, ⌈W / patch⌉); decode: back to logits.
 
-    def __init__(self, shape: Sequence[int], *, latent_channels: int, width: int, blocks: int, smoothing: int) -> None:
-        """shape: (C, H, W). Raises: InputError unless H and W are multiples of 4."""
+    Where the patches do not fit, the image goes on at its lower and right edges, and what is decoded is cut.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        *,
+        patch: int | None,
+        latent_channels: int | None,
+        width: int,
+        blocks: int,
+        smoothing: int,
+    ) -> None:
+        """shape: (C, H, W). patch, latent_channels: None for those that fit the shape."""
         super().__init__()
-        channels, height, side = shape
-        if height % PATCH or side % PATCH:
-            raise InputError(f"conv_vae: {height} × {side} pixels do not fit; both sides must be multiples of {PATCH}")
+        channels, self.height, self.width = shape
+        patch = patch or fitting_patch(shape)
+        latents = latent_channels or fitting_latent_channels(shape, patch)
+        self.padding = (0, -self.width % patch, 0, -self.height % patch)
         conv = partial(nn.Conv2d, kernel_size=3, padding=1)
-        coarse = [nn.PixelUnshuffle(PATCH), conv(PATCH**2 * channels, width), *(Residual(width) for _ in range(blocks))]
-        self.encoder = nn.Sequential(*coarse, *norm_act(width), nn.Conv2d(width, 2 * latent_channels, 1))
-        coarse = [conv(latent_channels, width), *(Residual(width) for _ in range(blocks)), *norm_act(width)]
-        fine = [conv(width, smoothing * PATCH**2), nn.PixelShuffle(PATCH), nn.SiLU(), conv(smoothing, channels)]
+        coarse = [nn.PixelUnshuffle(patch), conv(patch**2 * channels, width), *(Residual(width) for _ in range(blocks))]
+        self.encoder = nn.Sequential(*coarse, *norm_act(width), nn.Conv2d(width, 2 * latents, 1))
+        coarse = [conv(latents, width), *(Residual(width) for _ in range(blocks)), *norm_act(width)]
+        fine = [conv(width, smoothing * patch**2), nn.PixelShuffle(patch), nn.SiLU(), conv(smoothing, channels)]
         self.decoder = nn.Sequential(*coarse, *fine)
         self.to(memory_format=torch.channels_last)
 
     def encode(self, x: Tensor) -> Posterior:
+        if any(self.padding):
+            x = nnf.pad(x, self.padding, "replicate")
         mean, log_variance = self.encoder(x).chunk(2, 1)
         return Posterior(mean.contiguous(), log_variance.clamp(-20, 10).contiguous())
 
     def decode(self, z: Tensor) -> Tensor:
-        return self.decoder(z.contiguous(memory_format=torch.channels_last))
+        return self.decoder(z.contiguous(memory_format=torch.channels_last))[..., : self.height, : self.width]
+
+
+def fitting_patch(shape: Sequence[int]) -> int:
+    """4, or as many times its double as leave a grid of at most 12 places a side, for images (C, H, W)."""
+    patch = 4
+    while max(shape[1:]) > 12 * patch:
+        patch *= 2
+    return patch
+
+
+def fitting_latent_channels(shape: Sequence[int], patch: int) -> int:
+    """2 for grey images (C, H, W) and 4 for those in colour, times the pixels of a patch over 16."""
+    return (2 if shape[0] == 1 else 4) * max(patch**2 // 16, 1)
 
 
 class Residual(nn.Module):

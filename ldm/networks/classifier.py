@@ -11,7 +11,6 @@ import torch.nn.functional as nnf
 from torch import Generator, Tensor, nn
 
 from ldm.artifacts import Artifact
-from ldm.errors import InputError
 from ldm.images import from_uint8
 from ldm.networks.options import FEATURES, classifiers
 
@@ -59,12 +58,11 @@ def conv_body(shape: Sequence[int], *, width: int) -> nn.Sequential:
 def residual_body(shape: Sequence[int], *, width: int, blocks: int) -> nn.Sequential:
     """Residual blocks on two grids: (B, C, H, W) → (B, 128), averaged over the grid, without a dense layer.
 
-    Raises: InputError unless H and W are even.
+    A side of an odd number of pixels gets a further line of zeros.
     """
-    if shape[1] % 2 or shape[2] % 2:
-        raise InputError(f"classifiers.residual: {shape[1]} × {shape[2]} pixels do not halve; both sides must be even")
     conv = partial(nn.Conv2d, kernel_size=3, padding=1, bias=False)
-    layers = [nn.PixelUnshuffle(2), conv(4 * shape[0], width), *(Residual(width) for _ in range(blocks))]
+    odd = [nn.ZeroPad2d((0, shape[2] % 2, 0, shape[1] % 2))] if shape[1] % 2 or shape[2] % 2 else []
+    layers = [*odd, nn.PixelUnshuffle(2), conv(4 * shape[0], width), *(Residual(width) for _ in range(blocks))]
     layers += [conv(width, 2 * width, stride=2), *(Residual(2 * width) for _ in range(blocks))]
     layers += [nn.BatchNorm2d(2 * width), nn.ReLU(), conv(2 * width, FEATURES, stride=2)]
     return nn.Sequential(*layers, nn.BatchNorm2d(FEATURES), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())

@@ -100,18 +100,27 @@ def mlp(*, width: Count = 128, depth: Count = 3, embedding: Even = 32, experts: 
 
 
 @autoencoders.register
-def conv_vae(*, latent_channels: Count = 2, width: Eights = 64, blocks: Count = 1, smoothing: Count = 8) -> Build:
-    """A convolutional autoencoder that shrinks each side by four: 28 × 28 pixels become a 7 × 7 grid.
+def conv_vae(
+    *,
+    patch: Count | None = None,
+    latent_channels: Count | None = None,
+    width: Eights = 64,
+    blocks: Count = 1,
+    smoothing: Count = 8,
+) -> Build:
+    """A convolutional autoencoder whose patches of pixels become channels at once: 28 × 28 pixels are a 7 × 7 grid.
 
-    Patches of 4 × 4 pixels become channels at once, so that all the work is done on the small grid.
+    So all the work is done on the small grid.
 
-    latent_channels: channels of the latent grid
+    patch: pixels a side of a patch; null is 4, doubled until the grid has at most 12 places a side
+    latent_channels: channels of the latent grid; null is 2 for grey and 4 for colour, times the pixels of a patch / 16
     width: channels of the convolutions on the latent grid
     blocks: residual blocks of the encoder, and of the decoder
     smoothing: channels at full resolution, of which the last convolution makes the image
     """
     build = layers.autoencoder.ConvVAE
-    return partial(build, latent_channels=latent_channels, width=width, blocks=blocks, smoothing=smoothing)
+    own = partial(build, patch=patch, latent_channels=latent_channels)
+    return partial(own, width=width, blocks=blocks, smoothing=smoothing)
 
 
 @classifiers.register

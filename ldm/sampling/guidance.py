@@ -19,6 +19,7 @@ class Guided:
     def __init__(self, main: Denoiser, guide: Denoiser, *, weight: float, sigma_min: float, sigma_max: float) -> None:
         self.main, self.guide, self.weight, self.interval = main, guide, weight, (sigma_min, sigma_max)
         self.schedule, self.shape, self.class_sizes = main.schedule, main.shape, main.class_sizes
+        self.class_names = main.class_names or [str(index) for index in range(len(main.class_sizes))]
 
     @classmethod
     def from_artifacts(cls, denoiser: Artifact, guide: Artifact, *, device: str, **guidance: float) -> Guided:
@@ -27,14 +28,20 @@ class Guided:
         main, worse = (Denoiser.from_artifact(artifact, device) for artifact in (denoiser, guide))
         return cls(main, worse, **guidance)
 
-    def check_label(self, label: int | None) -> None:
-        """Raises: InputError unless the networks were trained on this class; None is any."""
-        if label is not None and not self.class_sizes:
+    def class_of(self, label: str | int | None) -> int | None:
+        """The index of a class, from its name, or from the index where no class has that name; None is any class.
+
+        Raises: InputError unless the networks were trained on this class.
+        """
+        if label is None:
+            return None
+        if not self.class_sizes:
             raise InputError(f"label {label}: the denoiser was trained without labels; set null, or class_labels")
-        trained = [known for known, size in enumerate(self.class_sizes) if size]
-        if label is not None and (not isinstance(label, Integral) or label not in trained):
-            listed = ", ".join(map(str, trained))
-            raise InputError(f"label {label!r}: the denoiser was not trained on this class, but on {listed}")
+        known = {name: index for index, name in enumerate(self.class_names) if self.class_sizes[index]}
+        indices = {str(index): index for index in known.values()}
+        if isinstance(label, bool) or not isinstance(label, str | Integral) or str(label) not in indices | known:
+            raise InputError(f"label {label}: the denoiser was not trained on this class, but on {', '.join(known)}")
+        return (indices | known)[str(label)]
 
     def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """As `Denoiser.__call__`."""

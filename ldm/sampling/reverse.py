@@ -63,16 +63,17 @@ def sample_batches(
     batches: Iterable[Sequence[int]],
     *,
     seed: int,
-    label: int | None = None,
+    label: str | int | None = None,
     shown: int = 0,
     precision: Precision = "fp32",
 ) -> Iterator[Samples]:
     """Draw samples, batch by batch. batches: the numbers (indices) of the samples, each of which has its own noise.
 
-    label: as for `classes_of`. shown: how many samples of the first batch have their states kept. precision: of the
-    networks; the states are float64. Raises: InputError for a class that the networks were not trained on.
+    label: the class of all of them, as for `Guided.class_of`; None is each by its quota. shown: how many samples of the
+    first batch have their states kept. precision: of the networks; the states are float64. Raises: InputError for a
+    class that the networks were not trained on.
     """
-    denoiser.check_label(label)
+    label = denoiser.class_of(label)
     for indices in batches:
         streams = Streams(seed, indices, denoiser.shape, denoiser.main.device)
         labels = classes_of(indices, denoiser.class_sizes, label, denoiser.main.device)

@@ -1,8 +1,10 @@
 """Parameter files: YAML in, validated sections out, and the rows of `--help`."""
 
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -10,6 +12,7 @@ from ruamel.yaml.error import YAMLError
 from ldm import InputError, Section, choices_of
 
 PARAMS = Path("params.yaml")
+AS_WRITTEN = {"root", "label", "background"}  # names, of which YAML would read some as numbers or comments
 # attributes of a field's limits, as annotated_types names them → how --help shows them
 SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "multiple_of": "multiple of", "min_length": "length ≥"}
 
@@ -49,11 +52,17 @@ def with_settings(section: dict[str, Any], settings: Sequence[str]) -> dict[str,
             place = place.setdefault(name, {})
             if not isinstance(place, dict):
                 raise InputError(f"--set {key}: {'.'.join(inner[: i + 1])} has no parameters of its own")
-        try:
-            place[last] = YAML(typ="safe", pure=True).load(text)
-        except (YAMLError, ValueError):  # a date that does not exist is a ValueError
-            raise InputError(f"--set {key}: {text!r} is not a YAML value") from None
+        place[last] = (None if text == "null" else text) if last in AS_WRITTEN else _yaml_value(key, text)
     return section
+
+
+def _yaml_value(key: str, text: str) -> Any:
+    """A setting's value; of a date, which no parameter is, the text. Raises: InputError."""
+    try:
+        value = YAML(typ="safe", pure=True).load(text)
+    except (YAMLError, ValueError):  # a date that does not exist is a ValueError
+        raise InputError(f"--set {key}: {text!r} is not a YAML value") from None
+    return text if isinstance(value, date) else value
 
 
 def parameter_rows(config: type[Section], values: Any, prefix: str = "") -> list[tuple[str, str]]:
@@ -73,7 +82,21 @@ def parameter_rows(config: type[Section], values: Any, prefix: str = "") -> list
         else:
             default = "(required)" if field.is_required() else field.get_default(call_default_factory=True)
             limits = [f"{SIGNS[k]} {getattr(meta, k)}" for meta in field.metadata for k in SIGNS if hasattr(meta, k)]
-            form = ", ".join([getattr(annotation, "__name__", str(annotation)), *limits])
+            form = ", ".join([type_name(annotation), *limits])
             names = f" ({', '.join(sorted(registries[key].functions))})" if key in registries else ""
             rows.append((f"{prefix}{key} = {values.get(key, default)}", f"{form}: {field.description}{names}"))
     return rows
+
+
+def type_name(annotation: Any) -> str:
+    """A type as `--help` shows it: int; crop or pad; int or null; list of int."""
+    inner, origin = get_args(annotation), get_origin(annotation)
+    if origin is Literal:
+        return " or ".join(map(str, inner))
+    if origin in (Union, UnionType):
+        return " or ".join(dict.fromkeys(map(type_name, inner)))
+    if origin is Annotated:
+        return type_name(inner[0])
+    if origin in (tuple, list):
+        return f"list of {type_name(inner[0])}"
+    return "null" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))

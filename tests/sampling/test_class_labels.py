@@ -107,22 +107,41 @@ def test_guidance_gives_both_networks_the_same_classes():
     assert seen == [[2, 0, 1], [2, 0, 1]]
 
 
-@pytest.mark.parametrize("label", [-1, 1, 3, 1.0, "2"])
+@pytest.mark.parametrize("label", [-1, 1, 3, 1.0, True, "1", "oak"])
 def test_classes_that_were_not_trained_on_are_refused(label):
-    with pytest.raises(InputError, match=f"label {label!r}: the denoiser was not trained on this class, but on 0, 2"):
-        guided(5, 0, 5).check_label(label)
+    with pytest.raises(InputError, match=f"label {label}: the denoiser was not trained on this class, but on 0, 2"):
+        guided(5, 0, 5).class_of(label)
 
 
-@pytest.mark.parametrize("label", [None, 0, 2])
-def test_classes_that_were_trained_on_may_be_asked_for(label):
-    guided(5, 0, 5).check_label(label)
+@pytest.mark.parametrize(("label", "index"), [(None, None), (0, 0), (2, 2), ("2", 2)])
+def test_classes_that_were_trained_on_may_be_asked_for(label, index):
+    assert guided(5, 0, 5).class_of(label) == index
+
+
+@pytest.mark.parametrize(("label", "index"), [("oak", 0), ("2", 1), (2, 1), ("10", 3), (0, 0), (1, 1), (3, 3)])
+def test_a_class_is_asked_for_by_its_name_or_else_by_its_index(label, index):
+    """The class 2 is the one of that name, whose index is 1; there is none of the name 3, which is thus an index."""
+    named = guided(5, 5, 0, 5)
+    named.class_names = ["oak", "2", "ash", "10"]
+    assert named.class_of(label) == index
+    with pytest.raises(InputError, match="label ash: the denoiser was not trained on this class, but on oak, 2, 10"):
+        named.class_of("ash")
+
+
+@pytest.mark.parametrize("names", ["ab", ["a"], ["a", "a"], [1, 2], {"a": 0, "b": 1}])
+def test_forged_names_of_classes_are_refused(names, tmp_path):
+    config = CONFIG | {"shape": [1, 4, 4], "class_sizes": [5, 5], "class_names": names}
+    path = tmp_path / "denoiser.safetensors"
+    artifacts.save(path, "denoiser", denoiser(5, 5).network.state_dict(), config)
+    with pytest.raises(InputError, match=r"denoiser\.safetensors: .*class_names"):
+        Denoiser.from_artifact(artifacts.load(path, "denoiser"))
 
 
 def test_without_labels_there_is_no_class_to_ask_for():
     plain = guided()
-    plain.check_label(None)
+    assert plain.class_of(None) is None
     with pytest.raises(InputError, match=r"label 0: the denoiser was trained without labels; .*class_labels"):
-        plain.check_label(0)
+        plain.class_of(0)
 
 
 @pytest.mark.parametrize("sizes", [["5", "5"], "55", {"0": 5}, [0, 0], [5, -1], [True, True], [None, 2], [2**70, 1], 7])

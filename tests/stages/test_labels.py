@@ -42,7 +42,7 @@ def test_labels_that_do_not_fit_the_latents(train, validation, words):
     splits = {"train": train, "validation": validation}
     labels = {f"{split}_labels": torch.tensor(of, dtype=torch.uint8) for split, of in splits.items()}
     means = {"train_mean": torch.zeros(3, 1), "validation_mean": torch.zeros(2, 1)}
-    images = artifacts.Artifact(Path("images.safetensors"), "images", labels, {}, {}, "a")
+    images = artifacts.Artifact(Path("images.safetensors"), "images", labels, {"class_names": list("0123")}, {}, "a")
     latents = artifacts.Artifact(Path("latents.safetensors"), "latents", means, {}, {"images": "a"}, "b")
     run: Any = SimpleNamespace(inputs={"images": images.path}, load=lambda kind: images, device="cpu")
     with pytest.raises(InputError, match=words):
@@ -52,12 +52,12 @@ def test_labels_that_do_not_fit_the_latents(train, validation, words):
 def test_labels_and_how_many_images_each_class_has():
     labels = {"train_labels": torch.tensor([0, 3, 3]), "validation_labels": torch.tensor([3, 0])}
     means = {"train_mean": torch.zeros(3, 1), "validation_mean": torch.zeros(2, 1)}
-    images = artifacts.Artifact(Path("images.safetensors"), "images", labels, {}, {}, "a")
+    images = artifacts.Artifact(Path("images.safetensors"), "images", labels, {"class_names": list("0123")}, {}, "a")
     latents = artifacts.Artifact(Path("latents.safetensors"), "latents", means, {}, {"images": "a"}, "b")
     run: Any = SimpleNamespace(inputs={"images": images.path}, load=lambda kind: images, device="cpu")
-    read, sizes = read_labels(run, latents)
+    read, classes = read_labels(run, latents)
     assert {split: of.tolist() for split, of in read.items()} == {"train": [0, 3, 3], "validation": [3, 0]}
-    assert sizes == [1, 0, 0, 2]
+    assert classes == {"class_sizes": [1, 0, 0, 2], "class_names": ["0", "1", "2", "3"]}
 
 
 def sample(project, out, *settings, **sources):
