@@ -1,4 +1,4 @@
-# make repro      set up, run the pipeline, print the table of Fréchet distances
+# make repro      set up, run the pipeline, print the table of Fréchet distances (smaller, without GPU: TORCH_INDEX=…)
 # make test       set up, lint, run all tests        make test-fast   the quick tests
 # make lint       ruff and mypy                      make clean       remove the environment
 # make bench      time training and sampling beside other libraries (on a GPU: make bench DEVICE=cuda)
@@ -6,15 +6,23 @@
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
-NEEDED_MB := 9000
+# the address of another index, such as PyTorch's of wheels for CPUs, to take torch and torchvision from
+TORCH_INDEX ?=
+NEEDED_MB := $(if $(TORCH_INDEX),3000,9000)
 WORKERS := --numprocesses logical --maxprocesses 4 --dist loadfile  # files of tests side by side, each on one thread
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+
+# an environment holds the path of its folder: it is made anew where that was moved or renamed
+ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
+.PHONY: $(READY)
+endif
 
 .PHONY: repro test test-fast lint bench clean
 
 repro: $(READY)
 	@python -m tools.check --recipe .
+	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "make: no git repository here (an archive?): DVC runs without, but without experiments"; dvc config --local core.no_scm true; }
 	dvc repro
 	dvc metrics show artifacts/metrics/*.json
 
@@ -41,6 +49,8 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $$($(PYTHON) --version) is too old; Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make: $(PYTHON) cannot make virtual environments; install its venv module (Debian: apt install python3-venv)" >&2; exit 1; }
 	@if [ ! -d $(VENV)/lib ] && [ $$(df -Pm . | awk 'NR == 2 {print $$4}') -lt $(NEEDED_MB) ]; then echo "make: less than $(NEEDED_MB) MB of disk space are free here; PyTorch and its libraries need them" >&2; exit 1; fi
+	@[ "$$(cat $(READY) 2>/dev/null)" = "$(CURDIR)" ] || rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
+	@[ -z "$(TORCH_INDEX)" ] || python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --index-url "$(TORCH_INDEX)" torch torchvision
 	python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
-	@touch $@
+	@echo "$(CURDIR)" >$@

@@ -118,16 +118,19 @@ def load(path: Path, kind: str) -> Artifact:
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        raise InputError(f"{path} is missing; {_remedy(kind)}") from None
+        where = "" if path.is_absolute() else f" in {Path.cwd()}"
+        raise InputError(f"{path} is missing{where}; {_remedy(kind)}") from None
     try:
         size = int.from_bytes(raw[:8], "little")
         meta = json.loads(json.loads(raw[8 : 8 + size])["__metadata__"]["ldm"])
         tensors, digest = safetensors_torch.load(raw), meta["digest"]
-        unsigned = raw.replace(_digest_field(digest), _digest_field(_NO_DIGEST), 1)
+        header = raw[: 8 + size].replace(_digest_field(digest), _digest_field(_NO_DIGEST), 1)
+        unsigned = hashlib.sha256(header)
+        unsigned.update(memoryview(raw)[8 + size :])
         mappings = isinstance(meta["config"], dict) and isinstance(meta["lineage"], dict)
-        intact = mappings and hashlib.sha256(unsigned).hexdigest() == digest
+        intact = mappings and unsigned.hexdigest() == digest
         schema, found = meta["schema"], meta["kind"]
-    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError):
+    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         intact = False
     if not intact:
         raise InputError(f"{path} is truncated, corrupt or not an artifact of this project; {_remedy(kind)}")
@@ -166,7 +169,8 @@ def write_atomic(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        temporary.unlink(missing_ok=True)  # of a process of the same number that was killed
+        with open(temporary, "xb") as file:  # anew, never through a link
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -56,6 +56,28 @@ def test_setup_refuses_in_one_line(clone, target, settings, words):
     assert not (clone / ".venv").exists()
 
 
+FAKE = """#!/bin/sh
+case "$*" in
+  *"-m venv"*) touch made; exit 1 ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(("moved", "made"), [(False, False), (True, True)])
+def test_the_environment_of_a_folder_that_was_moved_is_made_anew(clone, moved, made):
+    """Its scripts hold the path of the folder; an environment that is not at its end is made anew as well."""
+    (clone / "fake").write_text(FAKE)
+    (clone / "fake").chmod(0o755)
+    (clone / ".venv/bin").mkdir(parents=True)
+    (clone / ".venv/bin/python").write_text("#!/bin/sh\nexit 3\n")
+    (clone / ".venv/.ready").write_text(f"{clone}{'/elsewhere' if moved else ''}\n")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    done = subprocess.run(["make", "repro", "PYTHON=./fake", "NEEDED_MB=1"], cwd=clone, env=environment, check=False)
+    assert done.returncode != 0
+    assert (clone / "made").exists() == made
+    assert (clone / ".venv/bin/python").exists() != made
+
+
 def test_constraints_are_names_and_versions_only():
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     assert len(lines) > 50

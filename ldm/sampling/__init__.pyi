@@ -1,3 +1,4 @@
+from .classes import classes_of as classes_of
 from .guidance import Guided as Guided
 from .levels import Spacing as Spacing
 from .levels import spacings as spacings

@@ -1,19 +1,23 @@
 """The classes of samples, by quota: a sample's class is a function of its index, whatever the seed and the batch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 from ldm.lazy import Tensor, torch
 
 
-def classes_of(indices: Sequence[int], class_sizes: Sequence[int], label: int | None, device: Any) -> Tensor | None:
-    """The classes of the samples of these indices, (B,): all `label`, or (None) by quota.
+def classes_of(
+    indices: Sequence[int], class_sizes: Sequence[int], label: int | Mapping[int, int] | None, device: Any
+) -> Tensor | None:
+    """The classes of the samples of these indices, (B,): all `label`, or as it says of each, or (None) by quota.
 
     class_sizes: the training images of each class. None for networks without classes.
     """
     if not class_sizes:
         return None
+    if isinstance(label, Mapping):
+        return torch.tensor([label[index] for index in indices], device=device)
     if label is not None:
         return torch.full((len(indices),), label, device=device)
     period = sum(class_sizes)

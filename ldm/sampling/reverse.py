@@ -1,11 +1,12 @@
 """The reverse process: the states from noise to data, and batches of samples."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from ldm.diffusion import Denoiser
+from ldm.diffusion import Denoiser, Schedule
+from ldm.errors import InputError
 from ldm.lazy import Tensor, torch
 from ldm.precision import Precision, autocast
 from ldm.sampling.classes import classes_of
@@ -63,20 +64,21 @@ def sample_batches(
     batches: Iterable[Sequence[int]],
     *,
     seed: int,
-    label: str | int | None = None,
+    label: str | int | Mapping[int, int] | None = None,
     shown: int = 0,
     precision: Precision = "fp32",
 ) -> Iterator[Samples]:
     """Draw samples, batch by batch. batches: the numbers (indices) of the samples, each of which has its own noise.
 
-    label: the class of all of them, as for `Guided.class_of`; None is each by its quota. shown: how many samples of the
-    first batch have their states kept. precision: of the networks; the states are float64. Raises: InputError for a
-    class that the networks were not trained on.
+    label: the class of all of them, as for `Guided.class_of`, or the index of each one's by its number; None is each by
+    its quota. shown: how many samples of the first batch have their states kept. precision: of the networks; the states
+    are float64. Raises: InputError for a class that the networks were not trained on.
     """
-    label = denoiser.class_of(label)
+    own = label if isinstance(label, Mapping) else denoiser.class_of(label)
+    check_sampler(sampler, denoiser.schedule)
     for indices in batches:
         streams = Streams(seed, indices, denoiser.shape, denoiser.main.device)
-        labels = classes_of(indices, denoiser.class_sizes, label, denoiser.main.device)
+        labels = classes_of(indices, denoiser.class_sizes, own, denoiser.main.device)
         frames = []
         with autocast(precision, denoiser.main.device.type):
             for x_t in states(denoiser, sampler, sigmas, streams, labels):
@@ -84,6 +86,14 @@ def sample_batches(
                     frames.append(x_t[:shown].float().cpu())
         yield Samples(x_t.float(), labels, torch.stack(frames, 1) if frames else None)
         shown = 0
+
+
+def check_sampler(sampler: Sampler, schedule: Schedule) -> None:
+    """Raises: InputError for DDPM's upper bound of the variance, β, where a schedule does not preserve variance."""
+    level = schedule.at(torch.tensor([0.5]))
+    preserving = torch.allclose(level.alpha_t**2 + level.sigma_t**2, torch.ones(1), atol=1e-4)
+    if getattr(sampler, "keywords", {}).get("variance") == "beta" and not preserving:
+        raise InputError("samplers.ddpm.variance beta needs a variance-preserving schedule; choose beta_tilde")
 
 
 def split_range(first: int, n: int, batch_size: int) -> list[range]:

@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import io
 import os
 import re
 import shutil
@@ -84,6 +85,8 @@ def stage(
         elif parallel and given["processes"] > 1:
             processes.launch(this, given["processes"])
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # fp32 is that of IEEE 754
+        if "OMP_NUM_THREADS" not in os.environ and processes.usable_cores() < torch.get_num_threads():
+            torch.set_num_threads(processes.usable_cores())
         announce(this)
         keep_freed_memory()
         if given["deterministic"]:
@@ -101,6 +104,9 @@ _from_environment = partial(click.option, show_envvar=True)  # as LDM_SAVE_EVERY
 def run_command(command: click.Command, name: str) -> None:
     """Run a command; a user's mistake becomes one line on standard error and exit code 2."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that has no ≥ shows a question mark
     try:
         command.main(standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt):

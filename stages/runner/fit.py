@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -15,6 +17,7 @@ from stages.runner.run import Run
 
 N = TypeVar("N", bound="Module")
 POINTS = 8  # validations along a training curve, about
+TELL_AFTER = 30.0  # seconds, after which the time left is said once, in a line
 POLL_EVERY = 10  # steps after which the processes tell each other whether a signal asks them to stop
 
 
@@ -45,18 +48,25 @@ def fit(
         trainer.load_state(state)
         curve = json.loads(state["history"].numpy().tobytes())
         kept.update({key.removeprefix("kept."): x for key, x in state.items() if key.startswith("kept.")})
+    first, started, told = trainer.step, time.monotonic(), False
     with bar(settings.steps * settings.batch_size, "img", run.name, trainer.step * settings.batch_size) as progress:
         while trainer.step < settings.steps:
             try:
                 record = trainer.advance()
             except training.loop.Diverged as error:
                 raise _with_last_good(run, error) from None
+            passed = time.monotonic() - started
+            if passed > TELL_AFTER and not told:
+                told = True
+                left = passed * (settings.steps - trainer.step) / (trainer.step - first)
+                progress.write(f"{run.name}: about {left / 60:.0f} minutes to go, for {settings.steps} steps in all")
             if record is not None:
                 if record.step == keep_at:
                     kept.update({name: tensor.clone() for name, tensor in record.averaged.state_dict().items()})
                 checked = not RANK and (len(curve) % every == every - 1 or record.step == settings.steps)
                 validation = validate(cast(N, record.averaged)) if checked else None
-                curve.append({"step": record.step, "loss": record.loss, "validation_loss": validation})
+                losses = {"loss": record.loss, "validation_loss": validation}
+                curve.append({"step": record.step} | {name: _finite(loss) for name, loss in losses.items()})
                 progress.set_postfix(loss=f"{record.loss:.4f}", skipped=record.skipped, refresh=False)
                 progress.update(record.step * settings.batch_size - progress.n)
             poll = trainer.step % POLL_EVERY == 0 or distributed.world_size() == 1
@@ -71,6 +81,11 @@ def fit(
     leave()
     run.write_json("history.json", curve)
     return cast(N, trainer.averaged)
+
+
+def _finite(loss: float | None) -> float | None:
+    """JSON has no NaN, which the loss is where every step was skipped."""
+    return loss if loss is not None and math.isfinite(loss) else None
 
 
 def _with_last_good(run: Run[Any], error: training.loop.Diverged) -> training.loop.Diverged:

@@ -23,7 +23,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = YAML(typ="safe", pure=True).load(path.read_text("utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} is missing here; run from the folder that holds it") from None
-    except (YAMLError, UnicodeDecodeError, ValueError) as error:
+    except (YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path} must hold a mapping of sections")
@@ -60,7 +60,7 @@ def _yaml_value(key: str, text: str) -> Any:
     """A setting's value; of a date, which no parameter is, the text. Raises: InputError."""
     try:
         value = YAML(typ="safe", pure=True).load(text)
-    except (YAMLError, ValueError):  # a date that does not exist is a ValueError
+    except (YAMLError, ValueError, RecursionError):  # a date that does not exist is a ValueError
         raise InputError(f"--set {key}: {text!r} is not a YAML value") from None
     return text if isinstance(value, date) else value
 

@@ -1,15 +1,21 @@
 """A stage in several processes: `--processes N` hands it to torchrun, under which each process joins the others."""
 
+import math
 import os
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ldm import InputError, training
 from ldm.lazy import torch
 from stages.runner.run import Run
 
-RANK = int(os.environ.get("RANK", "0"))  # torchrun's number of this process
-UNDER_TORCHRUN = int(os.environ.get("WORLD_SIZE", "1")) > 1
+# RANK and WORLD_SIZE are also set by schedulers of clusters; torchrun alone sets its run's name
+TORCHRUN = "TORCHELASTIC_RUN_ID" in os.environ
+RANK = int(os.environ["RANK"]) if TORCHRUN else 0  # torchrun's number of this process
+UNDER_TORCHRUN = TORCHRUN and int(os.environ["WORLD_SIZE"]) > 1
+
+QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of the control group of this process
 
 
 def launch(run: Run[Any], processes: int) -> NoReturn:
@@ -19,11 +25,24 @@ def launch(run: Run[Any], processes: int) -> NoReturn:
     if run.device_type == "cuda":
         _check_gpus(run.device, processes)
     run.load_all()  # what is missing or corrupt is said once, before there are several to say it
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
+    for library in ("GLOO", "NCCL"):  # one machine needs no more, and its name may not resolve
+        os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    torchrun += ["--nproc-per-node", str(processes)]
     spec = sys.modules["__main__"].__spec__
     module = spec.name if spec else f"stages.{run.name}"
     os.execv(sys.executable, [*torchrun, "--module", module, *sys.argv[1:]])
+
+
+def usable_cores() -> int:
+    """The cores that this process may use: those of its affinity, or fewer where its control group has a quota."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = QUOTA.read_text("utf-8").split()
+        return min(cores, max(1, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no control groups of version 2, or no quota
+        return cores
 
 
 def join(device: str) -> str:

@@ -296,8 +296,23 @@ def test_python_interface_takes_other_samplers(project):
     assert not torch.equal(model.sample(3, seed=1, spacing="karras"), model.sample(3, seed=1))
     few = replace(model, sampling={**model.sampling, "batch_size": 2}).sample(5, seed=1)
     assert (few.int() - model.sample(5, seed=1).int()).abs().max() <= 2
-    with pytest.raises(errors.InputError, match="0 images cannot be drawn"):
-        model.sample(0)
+    several = model.sample(3, seed=1, label=[4, "3", 4])
+    assert model.labels(3, label=[4, "3", 4]).tolist() == [4, 3, 4]
+    assert (several[0].int() - model.sample(1, seed=1, label=4)[0].int()).abs().max() <= 2
+    assert torch.equal(model.sample(3, seed=1, label=torch.tensor([4, 3, 4])), several)
+    several[0] += 1  # a plain tensor, which may be edited
+    assert model.labels(2, first=5).tolist() == load(project, "sample", "samples")["labels"][5:7].tolist()
+    mistakes: list[tuple[dict, str]] = [
+        ({"n": 0}, "0 images cannot be drawn"),
+        ({"n": 1.5}, "1.5 images cannot be drawn"),
+        ({"n": 1, "seed": -1}, "seed -1: a whole number from 0"),
+        ({"n": 1, "first": -3}, "first -3: a whole number from 0"),
+        ({"n": 3, "label": [1, 2]}, "label: 2 classes for 3 images"),
+        ({"n": 2, "label": [1, 11]}, "label 11: the denoiser was not trained on this class"),
+    ]
+    for wrong, words in mistakes:
+        with pytest.raises(errors.InputError, match=words):
+            model.sample(**wrong)
     with pytest.raises(errors.InputError, match="known are ddim"):
         model.sample(1, sampler="nosuch")
     with pytest.raises(errors.InputError, match=r"samplers\.ddim\.eta: -1\.0 will not do"):

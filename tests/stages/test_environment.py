@@ -1,0 +1,116 @@
+"""Commands where people run them: other encodings, schedulers' variables, no home, a notebook's backend."""
+
+import json
+import os
+import shutil
+import sys
+
+import pytest
+from conftest import ROOT
+
+from stages.runner import processes
+
+HELP = [sys.executable, "-m", "stages.train_diffusion", "--help"]
+READ = [sys.executable, "-m", "stages.prepare_data", "--set", "source=embedded", "--set", "limit=10", "--out"]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "ascii", "utf-8"])
+def test_help_in_every_encoding(run, encoding):
+    done = run(*HELP, PYTHONIOENCODING=encoding, LANG="C", LC_ALL="C")
+    assert done.returncode == 0, done.stderr
+    assert "guide_step" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3"},  # a scheduler's, without torchrun
+        {"RANK": "x", "WORLD_SIZE": ""},
+        {"HOME": "/nonexistent"},
+        {"LANG": "C", "LC_ALL": "C", "PYTHONIOENCODING": "ascii"},
+        {"MPLBACKEND": "module://matplotlib_inline.backend_inline"},
+    ],
+)
+def test_a_stage_runs_in_any_environment(run, tmp_path, environment):
+    done = run(*READ, str(tmp_path / "ä b"), **environment)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "ä b/images.safetensors").exists()
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="only root takes the number of another")
+def test_a_user_without_a_name_or_home(run, tmp_path):
+    tmp_path.chmod(0o777)
+    for folder in tmp_path.parents[:2]:
+        folder.chmod(0o755)
+    environment = {"PYTHONDONTWRITEBYTECODE": "1", "HOME": "/"}
+    done = run("setpriv", "--reuid", "54321", "--clear-groups", *READ, str(tmp_path / "out"), **environment)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out/images.safetensors").stat().st_uid == 54321
+
+
+@pytest.mark.slow
+def test_figures_in_a_notebooks_backend_and_with_any_name(run):
+    """A backend that is not installed, and names that would be formulas or lack a glyph."""
+    code = """if True:
+        from stages.runner import new_figure, png_of
+        figure = new_figure(2, 2)
+        figure.add_subplot().set_title("$x_ 桜 \\\\frac")
+        assert png_of(figure).startswith(b"\\x89PNG")
+    """
+    done = run(sys.executable, "-c", code, MPLBACKEND="module://no_such_backend")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("text", "cores"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", 64), (None, 64)])
+def test_cores_are_those_of_the_control_group(monkeypatch, tmp_path, text, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
+    limits = tmp_path / "cpu.max"
+    if text:
+        limits.write_text(text)
+    monkeypatch.setattr(processes, "QUOTA", limits)
+    assert processes.usable_cores() == cores
+
+
+def test_nested_brackets_end_in_one_line(run, tmp_path):
+    for value in ("[" * 20_000, "{a: " * 20_000):
+        done = run(*READ, str(tmp_path), "--set", f"limit={value}")
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1, done.stderr[-300:]
+        assert "is not a YAML value" in done.stderr
+    nested = b"[" * 200_000
+    (tmp_path / "images.safetensors").write_bytes(len(nested).to_bytes(8, "little") + nested)
+    words = ["--in", f"images={tmp_path / 'images.safetensors'}", "--out", str(tmp_path / "out")]
+    done = run(sys.executable, "-m", "stages.train_classifier", *words)
+    assert done.returncode == 2
+    assert "is truncated, corrupt or not an artifact of this project" in done.stderr.splitlines()[-1]
+
+
+def test_the_time_left_is_said_once(project_training):
+    lines = [line for line in project_training.splitlines() if "minutes to go" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("train_vae: about 0 minutes to go, for ")
+
+
+@pytest.fixture
+def project_training(monkeypatch, tmp_path, capsys) -> str:
+    """What a short training says, in which the time left is told at once."""
+    from stages import prepare_data, train_vae
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    monkeypatch.setattr(sys.modules["stages.runner.fit"], "TELL_AFTER", 0.0)
+    monkeypatch.setattr("sys.argv", ["prepare_data", "--set", "source=embedded", "--set", "limit=60", "--out", "in"])
+    prepare_data.main()
+    words = ["optimisation.steps=6", "optimisation.batch_size=10", "optimisation.record_every=2"]
+    settings = [word for text in words for word in ("--set", text)]
+    sources = ["--in", "images=in/images.safetensors"]
+    monkeypatch.setattr("sys.argv", ["train_vae", *settings, *sources, "--out", "out"])
+    monkeypatch.setattr(train_vae, "ratio_to_floor", lambda run, decoded: None)
+    train_vae.main()
+    assert len(json.loads((tmp_path / "out/history.json").read_text())) == 3
+    said = capsys.readouterr()
+    return said.out + said.err
