@@ -28,6 +28,7 @@ _NO_DIGEST = "0" * 64
 STAGES = {"images": "prepare_data", "features": "extract_features", "vae": "train_vae", "latents": "encode_latents"}
 STAGES |= {kind: f"train_{kind}" for kind in ("classifier", "second_classifier")}
 STAGES |= {"denoiser": "train_diffusion", "guide": "train_diffusion", "samples": "sample", "generated": "decode"}
+STAGES |= {"model": "export"}
 # kind → its tensors, as dtype and dimensions; other kinds hold a network's weights. In a name, * stands for each of the
 # splits train, validation and test; ? marks a tensor that may be missing
 TENSORS = {
@@ -68,11 +69,11 @@ class Artifact:
         Raises: InputError unless names, shapes and dtypes agree.
         """
         expected = {name: (str(tensor.dtype), tuple(tensor.shape)) for name, tensor in network.state_dict().items()}
-        self._check_tensors(expected)
+        self.check_tensors(expected)
         network.load_state_dict(self.tensors)
         return network.eval().to(device)
 
-    def _check_tensors(self, expected: Mapping[str, tuple[str, tuple[int | None, ...]]]) -> None:
+    def check_tensors(self, expected: Mapping[str, tuple[str, tuple[int | None, ...]]]) -> None:
         """Compare with name → dtype, and the size of each dimension (None: any).
 
         Raises: InputError for a tensor too many or too few, or one of another dtype or shape.
@@ -138,7 +139,7 @@ def load(path: Path, kind: str) -> Artifact:
         raise InputError(f"{path} holds {found!r} in schema {schema}, not {kind!r} in schema {SCHEMA}; {_remedy(kind)}")
     artifact = Artifact(path, kind, tensors, meta["config"], meta["lineage"], hashlib.sha256(raw).hexdigest())
     if kind in TENSORS:
-        artifact._check_tensors(_expected(kind, tensors))
+        artifact.check_tensors(_expected(kind, tensors))
     return artifact
 
 

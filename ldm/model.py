@@ -1,21 +1,24 @@
 """The trained model as one object: load the pipeline's artifacts, sample and decode."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ldm import artifacts
+from ldm.artifacts import Artifact
 from ldm.config import Registry
 from ldm.errors import InputError
 from ldm.networks.autoencoder import Decoder
-from ldm.sampling import Guided, classes_of, sample_batches, samplers, spacings, split_range
+from ldm.sampling import Guided, Samples, classes_of, sample_batches, samplers, spacings, split_range
 
+NETWORKS = ("denoiser", "guide", "vae")
+MOMENTS = ("channel_mean", "channel_std")  # of the latents, by which they are standardised
 Label = str | int | None
 Choice = str | Mapping[str, Mapping[str, Any]] | None
 
@@ -27,6 +30,19 @@ class Model:
     denoiser: Guided
     decoder: Decoder
     sampling: Mapping[str, Any]  # the resolved section of the stage `sample`: its sampler, spacing, steps and so on
+    parts: Mapping[str, Artifact]  # by kind, what it was made from; for `save`
+
+    @classmethod
+    def from_artifacts(cls, parts: Mapping[str, Artifact], device: str) -> Self:
+        """The model of the artifacts denoiser, guide, latents, samples, and vae where the latents are not the images.
+
+        Raises: InputError where they do not belong together, or weights do not fit.
+        """
+        artifacts.merge_lineage(list(parts.values()))
+        guidance = parts["samples"].build(lambda config: dict(config["guidance"]))
+        guided = Guided.from_artifacts(parts["denoiser"], parts["guide"], device=device, **guidance)
+        decoder = Decoder.from_artifacts(parts["latents"], parts.get("vae"), device)
+        return cls(guided, decoder, parts["samples"].config, parts)
 
     def sample(
         self,
@@ -46,16 +62,35 @@ class Model:
         `sample`; a sampler or spacing is its name, or {name: options}. Raises: InputError for an unknown name or class,
         bad options, n below 1, or a seed or first index that is no whole number from 0 on.
         """
-        steps = self.sampling["steps"] if steps is None else steps
-        sigmas = self._build(spacings, "spacing", spacing)(self.denoiser.schedule, steps)
-        _check_natural(seed=seed)
-        own, batches = self._classes(n, first, label), split_range(first, n, self.sampling["batch_size"])
-        move = self._build(samplers, "sampler", sampler)
-        precision = self.sampling.get("precision", "fp32")
+        how: dict[str, Any] = {"label": label, "steps": steps, "sampler": sampler, "spacing": spacing}
         with torch.inference_mode():
-            drawn = sample_batches(self.denoiser, move, sigmas, batches, seed=seed, label=own, precision=precision)
-            images = torch.cat([self.decoder(batch.x) for batch in drawn])
+            images = torch.cat([self.decoder(batch.x) for batch in self._batches(n, seed, first, **how)])
         return images.clone()  # made outside of inference mode, it may be edited in place
+
+    def denoising(self, n: int, seed: int = 0, first: int = 0, **how: Any) -> Tensor:
+        """The states from noise to the images that `sample` draws, decoded: uint8 (n, steps + 1, C, H, W).
+
+        how: as for `sample`, which see also for what is raised.
+        """
+        with torch.inference_mode():
+            (batch,) = self._batches(n, seed, first, **how, shown=n)
+            states: Any = batch.trajectory
+            decoded = self.decoder(states.flatten(0, 1).to(self.denoiser.main.device))
+        return decoded.unflatten(0, states.shape[:2]).clone()
+
+    def save(self, path: str | Path) -> None:
+        """Write the model as one file, which `load` takes: its networks, four numbers of each latent channel, and how
+        it was made.
+        """
+        tensors = {
+            f"{kind}.{name}": tensor
+            for kind in NETWORKS
+            if kind in self.parts
+            for name, tensor in self.parts[kind].tensors.items()
+        }
+        tensors |= {f"latents.{name}": self.parts["latents"][name] for name in MOMENTS}
+        config = {kind: artifact.config for kind, artifact in self.parts.items()}
+        artifacts.save(Path(path), "model", tensors, config, list(self.parts.values()))
 
     def labels(self, n: int, first: int = 0, *, label: Label | Sequence[Label] = None) -> Tensor | None:
         """The classes of the images that `sample` draws, (n,), by their index; None of a model without classes."""
@@ -75,6 +110,27 @@ class Model:
         each = label if isinstance(label, Sequence) else label.tolist()
         return {first + i: self.denoiser.class_of(one) for i, one in enumerate(each)}
 
+    def _batches(
+        self,
+        n: int,
+        seed: int,
+        first: int,
+        *,
+        label: Any = None,
+        steps: int | None = None,
+        sampler: Choice = None,
+        spacing: Choice = None,
+        shown: int = 0,
+    ) -> Iterator[Samples]:
+        """shown: of that many samples, all in one batch, the states are kept."""
+        steps = self.sampling["steps"] if steps is None else steps
+        sigmas = self._build(spacings, "spacing", spacing)(self.denoiser.schedule, steps)
+        _check_natural(seed=seed)
+        own, batches = self._classes(n, first, label), split_range(first, n, shown or self.sampling["batch_size"])
+        move = self._build(samplers, "sampler", sampler)
+        how = {"seed": seed, "label": own, "precision": self.sampling.get("precision", "fp32"), "shown": shown}
+        return sample_batches(self.denoiser, move, sigmas, batches, **how)
+
     def _build(self, registry: Registry[Any], word: str, choice: Choice) -> Any:
         """The choice asked for, or else that of the stage `sample`, whose options also serve a name without options."""
         recorded = self.sampling[registry.name]
@@ -92,19 +148,35 @@ def _check_natural(**values: Any) -> None:
             raise InputError(f"{name} {value}: a whole number from 0 to 2**63 - 1 is wanted")
 
 
-def load(folder: str | Path, device: str | None = None) -> Model:
-    """The model whose artifacts lie in a folder, as `dvc repro` leaves them.
+def load(path: str | Path, device: str | None = None) -> Model:
+    """The model in a file that `Model.save` wrote, or in a folder of artifacts, as `dvc repro` leaves it.
 
     device: None is the GPU where there is one, else the CPU. Raises: InputError for a missing or corrupt artifact, or
     ones that do not belong together.
     """
+    path = Path(path)
+    parts = _parts_of_file(path) if path.is_file() else _parts_of_folder(path)
+    return Model.from_artifacts(parts, device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
-    def read(kind: str) -> artifacts.Artifact:
-        return artifacts.load(Path(folder) / artifacts.STAGES[kind] / f"{kind}.safetensors", kind)
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    latents, denoiser, guide, samples = (read(kind) for kind in ("latents", "denoiser", "guide", "samples"))
-    vae = read("vae") if "vae" in latents.lineage else None
-    artifacts.merge_lineage([a for a in (vae, latents, denoiser, guide, samples) if a])
-    guided = Guided.from_artifacts(denoiser, guide, device=device, **samples.config["guidance"])
-    return Model(guided, Decoder.from_artifacts(latents, vae, device), samples.config)
+def _parts_of_folder(folder: Path) -> dict[str, Artifact]:
+    def read(kind: str) -> Artifact:
+        return artifacts.load(folder / artifacts.STAGES[kind] / f"{kind}.safetensors", kind)
+
+    parts = {kind: read(kind) for kind in ("latents", "denoiser", "guide", "samples")}
+    return parts | ({"vae": read("vae")} if "vae" in parts["latents"].lineage else {})
+
+
+def _parts_of_file(path: Path) -> dict[str, Artifact]:
+    """The parts as if they were read one by one, but of the latents the moments alone, and of the samples no tensor."""
+    file = artifacts.load(path, "model")
+
+    def part(kind: str) -> Artifact:
+        tensors = {name.removeprefix(f"{kind}."): x for name, x in file.tensors.items() if name.startswith(f"{kind}.")}
+        before = {name: sha for name, sha in file.lineage.items() if name != kind}
+        return Artifact(path, kind, tensors, dict(file.config[kind]), before, file.lineage[kind])
+
+    wanted = ("denoiser", "guide", "latents", "samples", *(["vae"] if "vae" in file.config else []))
+    parts = file.build(lambda _: {kind: part(kind) for kind in wanted})
+    parts["latents"].check_tensors(dict.fromkeys(MOMENTS, ("torch.float64", (None,))))
+    return parts

@@ -5,6 +5,7 @@ from .levels import spacings as spacings
 from .levels import wrong_start as wrong_start
 from .likelihood import log_likelihood as log_likelihood
 from .noise import Streams as Streams
+from .reverse import Samples as Samples
 from .reverse import last_state as last_state
 from .reverse import sample_batches as sample_batches
 from .reverse import split_range as split_range

@@ -3,6 +3,7 @@ from .checkpoints import ROOT as ROOT
 from .checkpoints import Checkpoints as Checkpoints
 from .checkpoints import cpu_kind as cpu_kind
 from .command import check_writable as check_writable
+from .command import pick_device as pick_device
 from .command import run_command as run_command
 from .command import stage as stage
 from .figures import new_figure as new_figure

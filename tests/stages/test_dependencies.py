@@ -15,7 +15,7 @@ from stages.runner import path_of, read_yaml
 STAGES = read_yaml(ROOT / "dvc.yaml")["stages"]
 RECIPES = sorted(ROOT.glob("recipes/*/dvc.yaml"))
 ORDER = ["prepare_data", "train_classifier", "train_second_classifier", "extract_features", "train_vae"]
-ORDER += ["encode_latents", "train_diffusion", "sample", "decode", "evaluate", "memorisation"]
+ORDER += ["encode_latents", "train_diffusion", "sample", "decode", "evaluate", "memorisation", "export"]
 # runs the stage, then lists the files of all modules that are loaded
 SCRIPT = """
 import sys, importlib

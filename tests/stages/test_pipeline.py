@@ -97,7 +97,7 @@ def test_artifacts_travel_by_a_remote(copy, tmp_path):
         assert done.returncode == 0, done.stderr
     assert "Running stage" not in done.stdout
     tensors = list(copy.glob("artifacts/*/*.safetensors"))
-    assert len(tensors) == 10
+    assert len(tensors) == 11
     for path in tensors:
         assert (clone / path.relative_to(copy)).read_bytes() == path.read_bytes()
 
@@ -110,7 +110,7 @@ def test_artifacts_travel_by_a_remote(copy, tmp_path):
         ({"sample.sampler": "euler"}, ["sample"]),
         ({"sample.samplers.dpmpp_2m": {}}, ["sample"]),  # a stage depends on its whole section
         ({"train_diffusion.schedule": "cosine"}, ["train_diffusion"]),
-        ({"train_diffusion.network": "conv_unet"}, ["train_diffusion", "sample"]),
+        ({"train_diffusion.network": "conv_unet"}, ["train_diffusion", "sample", "export"]),
         ({"train_second_classifier.seed": 2}, ["train_second_classifier"]),
         ({"train_classifier.classifiers.conv.width": 8}, ["train_classifier"]),
     ],
@@ -128,13 +128,14 @@ def test_a_parameter_reruns_what_it_can_affect(unchanged, settings, rerun):
     ("file", "rerun"),
     [
         ("ldm/networks/mlp.py", []),
-        ("ldm/networks/unet.py", ["train_diffusion", "sample"]),
-        ("ldm/sampling/reverse.py", ["sample"]),
-        ("ldm/diffusion/loss.py", ["train_diffusion", "sample"]),
+        ("ldm/networks/unet.py", ["train_diffusion", "sample", "export"]),
+        ("ldm/sampling/reverse.py", ["sample", "export"]),
+        ("ldm/diffusion/loss.py", ["train_diffusion", "sample", "export"]),
         ("ldm/training/loop.py", [*CLASSIFIERS, "train_vae", "train_diffusion"]),
-        ("ldm/networks/classifier.py", [*CLASSIFIERS, "extract_features", "evaluate"]),
-        ("ldm/metrics/frechet.py", ["evaluate", "memorisation"]),
-        ("ldm/data/mnist.py", ["prepare_data"]),
+        ("ldm/networks/classifier.py", [*CLASSIFIERS, "extract_features", "train_vae", "evaluate"]),
+        ("ldm/metrics/frechet.py", ["train_vae", "evaluate", "memorisation"]),
+        ("ldm/data/known.py", ["prepare_data"]),
+        ("ldm/model.py", ["export"]),
         ("ldm/data/__pycache__/x.py", []),
         ("ldm/errors.py", []),
         ("stages/train_vae.py", ["train_vae"]),

@@ -1,0 +1,44 @@
+"""Draw images from a trained model: a grid as PNG, or the way from noise to them as an animated GIF.
+
+\b
+python -m tools.draw --n 40 --out digits.png                     each class by its share of the training images
+python -m tools.draw --labels 0,1,2,3 --n 40 --out digits.png    these classes in turn
+python -m tools.draw --labels 7 --n 10 --out seven.gif           an animation
+"""
+
+from itertools import cycle, islice
+from pathlib import Path
+
+import click
+
+import ldm
+from ldm import InputError, gif, png, tile, write_atomic
+from stages.runner import check_writable, pick_device, run_command
+
+
+@click.command(help=__doc__, context_settings={"show_default": True})
+@click.option("--model", default=Path("artifacts/export/model.safetensors"), type=Path, help="File or folder.")
+@click.option("--labels", help="Classes with commas, by name or index, which take turns.")
+@click.option("--n", type=click.IntRange(min=1), default=40, help="Number of images.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the images.")
+@click.option("--steps", type=click.IntRange(min=1), help="Steps of the sampler; none: those of the model.")
+@click.option("--columns", type=click.IntRange(min=1), default=10, help="Columns of the grid.")
+@click.option("--device", default="auto", help="auto, cpu, cuda or cuda:i.")
+@click.option("--out", type=Path, required=True, help="PNG or GIF file.")
+def command(
+    model: Path, labels: str | None, n: int, seed: int, steps: int | None, columns: int, device: str, out: Path
+) -> None:
+    if out.suffix.lower() not in (".png", ".gif"):
+        raise InputError(f"--out {out}: name a .png file for a grid, or a .gif file for an animation")
+    check_writable(out.parent)
+    loaded = ldm.load(model, pick_device(device))
+    own = list(islice(cycle(labels.split(",")), n)) if labels else None
+    if out.suffix.lower() == ".png":
+        write_atomic(out, png(tile(loaded.sample(n, seed, label=own, steps=steps), columns)))
+        return
+    states = loaded.denoising(n, seed, label=own, steps=steps)
+    write_atomic(out, gif([tile(state, columns) for state in states.unbind(1)], 120, hold=2000))
+
+
+if __name__ == "__main__":
+    run_command(command, "draw")
