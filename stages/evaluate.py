@@ -133,10 +133,12 @@ def compute(run: Run[Config]) -> None:
         found = measures(run, name, row, spaces, manifold, images.config["class_names"])
         table[name] = {"data": images.config["data"], "n": n} | found
     files = {f"{name}.json": as_json({key: row[key] for key in CHIEF if key in row}) for name, row in table.items()}
-    files |= {"measures.json": as_json(table), "table.md": markdown(table).encode(), "table.png": figure(table)}
+    files |= {"measures.json": as_json(table), "table.md": markdown(table).encode()}
     for file, content in files.items():
         if file in run.outputs:
             run.write(file, content)
+    if "table.png" in run.outputs:
+        run.write("table.png", figure(table))
 
 
 def measures(

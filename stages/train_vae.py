@@ -1,5 +1,7 @@
 """Train the variational autoencoder: a Bernoulli decoder and a weighted KL term."""
 
+from typing import Literal
+
 from ldm import NonNegative, Options, Section, Seed, choice, from_uint8, metrics, networks, training
 from ldm.lazy import Tensor, torch
 from ldm.networks import autoencoders
@@ -15,12 +17,14 @@ class Config(Section):
     seed: seed of the weights, the order and the posterior draws
     autoencoder: the network
     kl_weight: weight of the KL term; 1 is the evidence lower bound
+    likelihood: of the pixels given the decoder's mean; gaussian and laplace have one width, the best for each batch
     """
 
     seed: Seed
     autoencoder: str = choice(autoencoders)
     autoencoders: Options
     kl_weight: NonNegative
+    likelihood: Literal["bernoulli", "gaussian", "laplace"] = "bernoulli"
     optimisation: Optimisation
 
 
@@ -36,7 +40,9 @@ def compute(run: Run[Config]) -> None:
 
     def loss(index: Tensor) -> Tensor:
         eps = torch.randn(len(index), *latent_shape, generator=generator, device=train.device)
-        return vaes.vae_loss(vae, from_uint8(train[index[local]]), eps[local], config.kl_weight).mean()
+        return vaes.vae_loss(
+            vae, from_uint8(train[index[local]]), eps[local], config.kl_weight, config.likelihood
+        ).mean()
 
     @torch.inference_mode()
     def validate(network: networks.autoencoder.Autoencoder) -> float:
@@ -44,7 +50,7 @@ def compute(run: Run[Config]) -> None:
         total = 0.0
         for batch in validation.split(500):
             eps = torch.randn(len(batch), *latent_shape, generator=fixed, device=batch.device)
-            total += vaes.vae_loss(network, from_uint8(batch), eps, config.kl_weight).sum().item()
+            total += vaes.vae_loss(network, from_uint8(batch), eps, config.kl_weight, config.likelihood).sum().item()
         return total / len(validation)
 
     averaged = fit(run, training.loop.Training(vae, loss, config.optimisation, order), validate)
@@ -53,7 +59,7 @@ def compute(run: Run[Config]) -> None:
     decoded = vaes.decode_images(averaged, z)
     with torch.inference_mode():
         pairs = zip(z.split(500), validation.split(500), strict=True)
-        nll = torch.cat([vaes.bernoulli_nll(averaged.decode(a), from_uint8(b)) for a, b in pairs])
+        nll = torch.cat([vaes.LIKELIHOODS[config.likelihood](averaged.decode(a), from_uint8(b)) for a, b in pairs])
     mse = (from_uint8(decoded) - from_uint8(validation)).double().square().mean().item()
     kl = posterior.kl_divergence().double().sum().item() / len(validation)
     values = {"data": images.config["data"], "n": len(validation), "reconstruction_mse": mse}

@@ -121,9 +121,7 @@ def fitting_settings(values: dict[str, Any], settings: Sequence[str]) -> list[st
 def see_the_folder(dag: dict[str, Any], section: dict[str, Any]) -> None:
     """Make a folder of pictures a dependency of prepare_data, so that DVC sees it change."""
     if section["dataset"] == "folder":
-        root = Path(section["root"]).expanduser()
-        own = root.resolve().is_relative_to(ROOT)
-        dag["stages"]["prepare_data"]["deps"].append(str(root if own or root.is_absolute() else root.resolve()))
+        dag["stages"]["prepare_data"]["deps"].append(str(Path(section["root"]).expanduser()))
 
 
 @click.command(help=__doc__)

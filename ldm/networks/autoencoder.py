@@ -3,6 +3,7 @@
 The decoder's logits are those of the pixels' grey levels, taken as probabilities.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Self
@@ -136,10 +137,30 @@ def bernoulli_nll(logits: Tensor, x: Tensor) -> Tensor:
     return nnf.binary_cross_entropy_with_logits(logits, x, reduction="none").flatten(1).sum(1)
 
 
-def vae_loss(vae: Autoencoder, x: Tensor, eps: Tensor, kl_weight: float) -> Tensor:
+def gaussian_nll(logits: Tensor, x: Tensor) -> Tensor:
+    """As `bernoulli_nll`, of normal densities with one σ, the best one for the batch.
+
+    Rybkin et al. 2021, arXiv:2006.13202, Eq. 6 ("optimal σ-VAE"); the gradient is that of a σ held fixed.
+    """
+    squared = (logits.sigmoid() - x).square().flatten(1)
+    variance = squared.detach().mean() + 1e-6
+    return (squared / variance + (2 * math.pi * variance).log()).sum(1) / 2
+
+
+def laplace_nll(logits: Tensor, x: Tensor) -> Tensor:
+    """As `gaussian_nll`, of Laplace densities: absolute errors over one scale."""
+    errors = (logits.sigmoid() - x).abs().flatten(1)
+    scale = errors.detach().mean() + 1e-3
+    return (errors / scale + (2 * scale).log()).sum(1)
+
+
+LIKELIHOODS = {"bernoulli": bernoulli_nll, "gaussian": gaussian_nll, "laplace": laplace_nll}
+
+
+def vae_loss(vae: Autoencoder, x: Tensor, eps: Tensor, kl_weight: float, likelihood: str = "bernoulli") -> Tensor:
     """Negative ELBO in nats per image with the KL term weighted, (B,). eps: noise of the latents' shape."""
     posterior = vae.encode(x)
-    reconstruction = bernoulli_nll(vae.decode(posterior.draw(eps)), x)
+    reconstruction = LIKELIHOODS[likelihood](vae.decode(posterior.draw(eps)), x)
     return reconstruction + kl_weight * posterior.kl_divergence().flatten(1).sum(1)
 
 

@@ -3,9 +3,18 @@
 import pytest
 import torch
 
-from ldm.errors import InputError
 from ldm.images import to_uint8
-from ldm.networks.autoencoder import IdentityAutoencoder, bernoulli_nll, decode_images, encode_images, vae_loss
+from ldm.networks.autoencoder import (
+    IdentityAutoencoder,
+    bernoulli_nll,
+    decode_images,
+    encode_images,
+    fitting_latent_channels,
+    fitting_patch,
+    gaussian_nll,
+    laplace_nll,
+    vae_loss,
+)
 from ldm.networks.latents import Standardiser
 from ldm.networks.options import autoencoders
 
@@ -39,12 +48,44 @@ def test_autoencoder_shapes_and_gradients():
     torch.testing.assert_close(tuple(by_two), tuple(whole), rtol=1e-4, atol=1e-5)
 
 
-def test_autoencoder_refuses_odd_sizes():
-    with pytest.raises(InputError, match=r"30 × 28 pixels .* multiples of 4"):
-        autoencoders.build("conv_vae", SMALL)((1, 30, 28))
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 30, 27), (1, 5, 100), (3, 64, 64)])
+def test_images_of_any_size(shape):
+    """What patches do not fill is padded inside, and cut again; the padding is no part of what is decoded."""
+    torch.manual_seed(0)
+    vae = autoencoders.build("conv_vae", {"width": 8, "smoothing": 2})(shape)
+    x = torch.rand(2, *shape)
+    mean = vae.encode(x).mean
+    patch = fitting_patch(shape)
+    assert mean.shape[1:] == (fitting_latent_channels(shape, patch), -(-shape[1] // patch), -(-shape[2] // patch))
+    assert vae.images(mean).shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch", "channels"),
+    [((1, 28, 28), 4, 2), ((3, 32, 32), 4, 4), ((3, 48, 20), 4, 4), ((3, 64, 64), 8, 16), ((1, 128, 128), 16, 32)],
+)
+def test_sizes_that_fit(shape, patch, channels):
+    assert (fitting_patch(shape), fitting_latent_channels(shape, patch)) == (patch, channels)
 
 
 def test_likelihood_is_torchs():
     logits, x = torch.randn(4, 1, 5, 5), torch.randint(2, (4, 1, 5, 5)).float()
     expected = -torch.distributions.Bernoulli(logits=logits).log_prob(x).sum((1, 2, 3))
     torch.testing.assert_close(bernoulli_nll(logits, x), expected)
+
+
+def test_the_width_of_a_likelihood_is_the_best_one_for_the_batch():
+    """By torch's densities, and by wider and narrower ones."""
+    logits, x = torch.randn(4, 3, 5, 5), torch.rand(4, 3, 5, 5)
+    errors = logits.sigmoid() - x
+    normal, laplace = torch.distributions.Normal, torch.distributions.Laplace
+    for nll, form, best in (
+        (gaussian_nll, normal, errors.square().mean().sqrt()),
+        (laplace_nll, laplace, errors.abs().mean()),
+    ):
+        found = nll(logits, x)
+        assert found.shape == (4,)
+        expected = -form(logits.sigmoid(), best).log_prob(x).sum((1, 2, 3))
+        torch.testing.assert_close(found, expected, rtol=1e-2, atol=0.5)
+        for factor in (0.8, 1.25):
+            assert -form(logits.sigmoid(), factor * best).log_prob(x).sum() > found.sum()

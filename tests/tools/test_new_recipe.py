@@ -62,7 +62,11 @@ def test_a_recipe_for_a_folder_of_images(copy, tmp_path):
     before, after = (flat(read_yaml(path)) for path in (copy / "params.yaml", copy / "recipes/bars/params.yaml"))
     assert before.keys() <= after.keys()
     changed = {key for key in after if after[key] != before.get(key)}
-    assert changed == {setting.partition("=")[0] for setting in settings}
+    fitted = {"train_diffusion.networks.unet.width": 64, "train_diffusion.optimisation.batch_size": 256}
+    assert changed == {setting.partition("=")[0] for setting in settings} | set(fitted)
+    assert {key: after[key] for key in fitted} == fitted
+    assert str(tmp_path / "bars") in read_yaml(copy / "recipes/bars/dvc.yaml")["stages"]["prepare_data"]["deps"]
+    assert "dvc metrics show recipes/bars/artifacts/metrics/*.json" in done.stdout
     done = run_in(copy, "dvc", "repro", "recipes/bars/dvc.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     folder = copy / "recipes/bars"
@@ -73,6 +77,33 @@ def test_a_recipe_for_a_folder_of_images(copy, tmp_path):
     with Image.open(folder / "artifacts/decode/grid.png") as grid:
         assert np.array_equal(np.asarray(grid)[::2, ::2], images.tile(generated[:200], 20))
     experiments_work(copy, folder)
+    draw_images(tmp_path / "bars", 706)  # six more: the first 700 are those that were there
+    done = run_in(copy, "dvc", "status", "recipes/bars/dvc.yaml")
+    assert "prepare_data" in done.stdout
+
+
+def test_a_few_pictures_get_a_table_of_what_can_be_said(copy, tmp_path):
+    """12 of each class, of two sizes, in a folder whose name YAML would read as a mapping with a comment."""
+    root = tmp_path / "a: b #1"
+    draw_images(root, 36)
+    Image.new("L", (30, 9), 5).save(root / "a/other.jpg")
+    settings = ["prepare_data.dataset=folder", f"prepare_data.root={root}", "prepare_data.size=[13, 9]"]
+    settings += [
+        "prepare_data.limit=0",
+        "prepare_data.source=auto",
+        "sample.n=40",
+        "train_diffusion.optimisation.batch_size=8",
+    ]
+    settings += [f"train_{name}.optimisation.steps=10" for name in ("classifier", "second_classifier", "vae")]
+    done = new_recipe(copy, "recipes/few", *settings_of(*settings, "train_diffusion.networks.unet.width=16"))
+    assert done.returncode == 0, done.stderr
+    done = run_in(copy, "dvc", "repro", "recipes/few/dvc.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    measures = json.loads((copy / "recipes/few/artifacts/report/measures.json").read_text())["diffusion"]
+    assert measures["n"] == 9
+    assert measures["fid"] is None
+    assert "fid_test" not in measures
+    assert None not in [measures[key] for key in ("agree", "agree_second", "precision", "coverage", "label_tv")]
 
 
 def experiments_work(copy: Path, folder: Path) -> None:
@@ -148,6 +179,10 @@ def test_a_recipe_from_another_is_the_same_in_its_own_folder(copy):
         (["recipes/x", "--set", "train_second_classifier.classifier=conv"], "'conv' is the first one's"),
         (["recipes/x", "--without", "nosuch"], "--without nosuch: unknown stage; known are prepare_data"),
         (["recipes/x", "--set", "sample.stepz=3"], "sample.stepz: unknown parameter; known here are seed"),
+        (
+            ["recipes/x", "--set", "prepare_data.dataset=folder", "--set", "prepare_data.root=~/no/such"],
+            "/no/such is not a folder; prepare_data.root must hold one sub-folder of pictures per class",
+        ),
         (
             ["recipes/x", "--set", "prepare_data.dataset=folder"],
             "--set prepare_data.dataset=folder: which one? Add --set prepare_data.root=FOLDER",
