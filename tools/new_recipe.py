@@ -94,15 +94,17 @@ def of_folder(config: prepare_data.Config) -> tuple[Shape, int]:
 def fitting_settings(values: dict[str, Any], settings: Sequence[str]) -> list[str]:
     """The pipeline's sizes for images of another shape or number than MNIST's, as settings.
 
-    The U-Net is wider for latents of more values, and a batch smaller for those of more places. A folder has as many
-    samples drawn and scored as it has test pictures. Raises: as `of_folder`, and for a folder that is not named.
+    The U-Net is wider for latents of more values, and a batch smaller for those of more places; pixels in colour have a
+    normal density. A folder has as many samples drawn and scored as it has test pictures. Raises: as `of_folder`, and
+    for a folder that is not named.
     """
     values = with_settings(copy.deepcopy(values), settings)
-    config = prepare_data.Config.parse(values["prepare_data"], "prepare_data")
-    if config.dataset == "folder" and "root" not in {text.partition("=")[0].split(".")[-1] for text in settings}:
+    folder = values["prepare_data"]["dataset"] == "folder"
+    if folder and "root" not in {text.partition("=")[0].split(".")[-1] for text in settings}:
         raise InputError("--set prepare_data.dataset=folder: which one? Add --set prepare_data.root=FOLDER")
+    config = prepare_data.Config.parse(values["prepare_data"], "prepare_data")
     shape, found = SHAPES.get(config.dataset, (1, 28, 28)), []
-    if config.dataset == "folder":
+    if folder:
         shape, count = of_folder(config)
         n = min(max(round(config.shares[2] * count), SHOWN), 10_000)
         found = [f"{stage}.n={n}" for stage in ("sample", "evaluate", "memorisation")]
@@ -110,6 +112,7 @@ def fitting_settings(values: dict[str, Any], settings: Sequence[str]) -> list[st
         return found
     channels, height, width = shape
     if "train_vae" in values:
+        found += ["train_vae.likelihood=gaussian", "train_vae.kl_weight=0.2"] if channels == 3 else []
         patch = networks.autoencoder.fitting_patch(shape)
         channels = networks.autoencoder.fitting_latent_channels(shape, patch)
         height, width = -(-height // patch), -(-width // patch)
