@@ -87,9 +87,12 @@ def find(root: Path) -> Found:
 
 
 def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Each folder below `root` and the names of its files, links followed. Raises: InputError for a circle of links."""
+    """Each folder below `root` and the names of its files, links followed.
+
+    Raises: InputError for a circle of links; OSError for a folder that may not be read.
+    """
     above = {str(root): {os.path.realpath(root)}}  # folder → the real places of it and of those it is in
-    for folder, inner, names in os.walk(root, followlinks=True):
+    for folder, inner, names in os.walk(root, onerror=_raise, followlinks=True):
         own = above.pop(folder)
         for name in inner:
             path = os.path.join(folder, name)
@@ -97,6 +100,10 @@ def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
                 raise InputError(f"{path} is a link to {real}, in which it lies itself; remove it")
             above[path] = own | {real}
         yield Path(folder), names
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def is_hidden(name: str) -> bool:

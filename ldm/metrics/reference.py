@@ -68,7 +68,9 @@ class Reference:
         counts = [(label, which, len(x.of_class(label))) for label in self.classes for which, x in sets.items()]
         few = [f"{count} of class {label} among {which}" for label, which, count in counts if count <= d]
         if few:
-            raise InputError(f"a covariance of {d} features needs {d + 1} images, and there are {', '.join(few)}")
+            more = f" and {len(few) - 3} more such sets" if len(few) > 3 else ""
+            listed = f"{', '.join(few[:3])}{more}"
+            raise InputError(f"a covariance of {d} features needs {d + 1} images, and there are {listed}")
         ratios = {}
         for label in self.classes:
             own, held_out, train = (x.of_class(label) for x in sets.values())

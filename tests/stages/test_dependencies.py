@@ -43,7 +43,12 @@ def code_of(entry: dict, sections: dict) -> list[str]:
     """The deps of a stage that are code, with the names of choices in place."""
     network = sections.get("train_diffusion", {}).get("network", "")
     deps = [dep.replace("${train_diffusion.network}", network) for dep in entry["deps"]]
-    return [dep for dep in deps if "artifacts" not in Path(dep).parts]
+    return [dep for dep in deps if is_code(dep)]
+
+
+def is_code(dep: str) -> bool:
+    """Neither an artifact nor a folder of pictures."""
+    return "artifacts" not in Path(dep).parts and Path(dep).parts[0] != "data"
 
 
 def test_stage_is_module_is_section():
@@ -176,7 +181,7 @@ def test_a_recipe_lists_the_code_that_the_pipeline_lists(file):
     for name, entry in read_yaml(file)["stages"].items():
         module = entry["cmd"].split()[1].removeprefix("stages.")
         listed, wanted = (
-            {dep for dep in deps if "artifacts" not in Path(dep).parts and not dep.startswith("ldm/networks/")}
+            {dep for dep in deps if is_code(dep) and not dep.startswith("ldm/networks/")}
             for deps in (entry["deps"], STAGES.get(module, entry)["deps"])
         )
         assert {dep for dep in listed if "$" not in dep} == wanted, f"{file}: {name}"
