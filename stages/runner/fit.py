@@ -59,7 +59,10 @@ def fit(
             if passed > TELL_AFTER and not told:
                 told = True
                 left = passed * (settings.steps - trainer.step) / (trainer.step - first)
-                progress.write(f"{run.name}: about {left / 60:.0f} minutes to go, for {settings.steps} steps in all")
+                said = (
+                    f"{left:.0f} s" if left < 100 else f"{left / 60:.0f} min" if left < 6000 else f"{left / 3600:.1f} h"
+                )
+                progress.write(f"{run.name}: about {said} to go, for {settings.steps} steps in all")
             if record is not None:
                 if record.step == keep_at:
                     kept.update({name: tensor.clone() for name, tensor in record.averaged.state_dict().items()})
