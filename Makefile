@@ -49,7 +49,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $$($(PYTHON) --version) is too old; Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make: $(PYTHON) cannot make virtual environments; install its venv module (Debian: apt install python3-venv)" >&2; exit 1; }
 	@if [ ! -d $(VENV)/lib ] && [ $$(df -Pm . | awk 'NR == 2 {print $$4}') -lt $(NEEDED_MB) ]; then echo "make: less than $(NEEDED_MB) MB of disk space are free here; PyTorch and its libraries need them" >&2; exit 1; fi
-	@[ "$$(cat $(READY) 2>/dev/null)" = "$(CURDIR)" ] || rm -rf $(VENV)
+	@[ ! -s $(READY) ] || [ "$$(cat $(READY))" = "$(CURDIR)" ] || rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	@[ -z "$(TORCH_INDEX)" ] || python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --index-url "$(TORCH_INDEX)" torch torchvision
 	python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"

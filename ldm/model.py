@@ -97,18 +97,26 @@ class Model:
         own = self._classes(n, first, label)
         return classes_of(range(first, first + n), self.denoiser.class_sizes, own, "cpu")
 
-    def _classes(self, n: int, first: int, label: Any) -> int | dict[int, int] | None:
-        """The class of all samples, that of each by its number, or None for quotas."""
+    def _classes(self, n: int, first: int, label: Any) -> dict[int, int] | None:
+        """The index of each sample's class by its number, or None for quotas."""
         _check_natural(first=first)
         if not isinstance(n, Integral) or n < 1:
             raise InputError(f"{n} images cannot be drawn; ask for at least 1")
         label = self.sampling.get("label") if label is None else label
-        if isinstance(label, str) or not isinstance(label, Sequence | Tensor | np.ndarray):
-            return self.denoiser.class_of(label)
-        if len(label) != n or any(one is None for one in label):
-            raise InputError(f"label: {len(label)} classes for {n} images; name one for all, or one for each")
-        each = label if isinstance(label, Sequence) else label.tolist()
-        return {first + i: self.denoiser.class_of(one) for i, one in enumerate(each)}
+        if isinstance(label, Tensor | np.ndarray):  # indices, as `labels` returns
+            sizes = self.denoiser.class_sizes
+            each = [index if 0 <= index < len(sizes) and sizes[index] else None for index in np.ravel(label).tolist()]
+        elif isinstance(label, str) or not isinstance(label, Sequence):
+            index = self.denoiser.class_of(label)
+            return None if index is None else dict.fromkeys(range(first, first + n), index)
+        else:
+            each = [self.denoiser.class_of(one) for one in label]
+        if len(each) != n or None in each:
+            listed = str(list(label))[:60]
+            raise InputError(
+                f"label {listed}: a class that was trained on is wanted for each of {n} images, or one for all"
+            )
+        return {first + i: index for i, index in enumerate(each) if index is not None}
 
     def _batches(
         self,
@@ -155,7 +163,7 @@ def load(path: str | Path, device: str | None = None) -> Model:
     ones that do not belong together.
     """
     path = Path(path)
-    parts = _parts_of_file(path) if path.is_file() else _parts_of_folder(path)
+    parts = _parts_of_folder(path) if path.is_dir() else _parts_of_file(path)
     return Model.from_artifacts(parts, device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 

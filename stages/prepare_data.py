@@ -116,8 +116,9 @@ def read(config: Config, generator: Generator) -> tuple[str, Splits, list[str]]:
     stated = os.environ.get("LDM_DATA_ROOT") or config.root
     if config.dataset == "folder":
         return read_folder(config, generator)
-    root, name = Path(stated).expanduser(), config.dataset
+    root, name = Path(os.path.expanduser(stated)), config.dataset
     full = f"emnist-{config.split}" if name == "emnist" else name.replace("_", "-")
+    problem = None
     if config.source == "auto":
         problem = data.known.missing(name, root)
         if problem and stated != ROOT:
@@ -128,10 +129,11 @@ def read(config: Config, generator: Generator) -> tuple[str, Splits, list[str]]:
         if not problem:
             known = data.known.read(name, root, config.split)
             return full, split_official(known, generator), known.names
-        print(f"prepare_data: {problem}", file=sys.stderr)
     if name != "mnist":
         where = " and ".join(str(root / place) for place in data.known.places(name))
-        raise InputError(f"{root} does not hold {name}, nor could it be downloaded; put it into {where}")
+        raise InputError(f"{root} does not hold {name}, and {problem}; put it into {where}")
+    if problem:
+        print(f"prepare_data: {problem}", file=sys.stderr)
     print(NOT_FULL.format(line="!" * 78), file=sys.stderr)
     images, labels = data.known.embedded()
     names = [str(digit) for digit in range(10)]
@@ -154,7 +156,7 @@ def by_shares(config: Config, images: Tensor, labels: Tensor, names: list[str], 
 
 def read_folder(config: Config, generator: Generator) -> tuple[str, Splits, list[str]]:
     """As `read`, of a folder of pictures."""
-    root, folder = Path(config.root).expanduser(), data.image_folder
+    root, folder = Path(os.path.expanduser(config.root)), data.image_folder
     found = folder.find(root)
     if found.left_out:
         print(f"prepare_data: left out in {root}: {'; '.join(found.left_out)}")
@@ -190,7 +192,9 @@ def read_folder(config: Config, generator: Generator) -> tuple[str, Splits, list
     copies = int((groups_of_equals(images) != torch.arange(len(images))).sum())
     if copies:
         print(f"prepare_data: {copies} pictures are equal to another one; equal ones are kept within one split")
-    return root.resolve().name, by_shares(config, images, labels, names, generator), names
+    name = root.resolve().name
+    known = {official.replace("_", "-") for official in data.known.SETS} | {""}
+    return f"folder-{name}" if name in known else name, by_shares(config, images, labels, names, generator), names
 
 
 main = stage("prepare_data", Config, compute, __doc__)

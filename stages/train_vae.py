@@ -1,8 +1,9 @@
-"""Train the variational autoencoder: a Bernoulli decoder and a weighted KL term."""
+"""Train the variational autoencoder: a likelihood of the pixels and a weighted KL term."""
 
+import math
 from typing import Literal
 
-from ldm import NonNegative, Options, Section, Seed, choice, from_uint8, metrics, networks, training
+from ldm import InputError, NonNegative, Options, Section, Seed, choice, from_uint8, metrics, networks, training
 from ldm.lazy import Tensor, torch
 from ldm.networks import autoencoders
 from ldm.training import Optimisation
@@ -82,12 +83,18 @@ def ratio_to_floor(run: Run[Config], decoded: Tensor) -> float | None:
     if min(len(train), len(held_out)) <= train.shape[1]:
         return None
     found = networks.classifier.in_batches(classifier.features, decoded).cpu().numpy()
-    of_train, of_held_out, own = (metrics.frechet.moments(x) for x in (train, held_out, found))
-    ratio = metrics.frechet.frechet_distance(own, of_train) / metrics.frechet.frechet_distance(of_held_out, of_train)
+    distance = metrics.frechet.frechet_distance
+    try:
+        of_train, of_held_out, own = (metrics.frechet.moments(x) for x in (train, held_out, found))
+    except InputError as error:  # all reconstructions may be the same
+        warn(run.name, f"the reconstructions are not compared with the floor: {error}")
+        return None
+    floor = distance(of_held_out, of_train)
+    ratio = distance(own, of_train) / floor if floor > 0 else math.inf
     if ratio > FAR:
         said = f"reconstructed images lie {ratio:.1f} times as far from the training images as the images themselves"
         warn(run.name, f"{said}, and samples can come no closer: try more latent_channels, or a lower kl_weight")
-    return ratio
+    return ratio if math.isfinite(ratio) else None
 
 
 main = stage("train_vae", Config, compute, __doc__, parallel=True)

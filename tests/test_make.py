@@ -65,7 +65,7 @@ esac
 
 @pytest.mark.parametrize(("moved", "made"), [(False, False), (True, True)])
 def test_the_environment_of_a_folder_that_was_moved_is_made_anew(clone, moved, made):
-    """Its scripts hold the path of the folder; an environment that is not at its end is made anew as well."""
+    """Its scripts hold the path of the folder."""
     (clone / "fake").write_text(FAKE)
     (clone / "fake").chmod(0o755)
     (clone / ".venv/bin").mkdir(parents=True)

@@ -32,7 +32,8 @@ def command(
         raise InputError(f"--out {out}: name a .png file for a grid, or a .gif file for an animation")
     check_writable(out.parent)
     loaded = ldm.load(model, pick_device(device))
-    own = list(islice(cycle(labels.split(",")), n)) if labels else None
+    names = [labels] if labels in loaded.denoiser.class_names else [name.strip() for name in (labels or "").split(",")]
+    own = list(islice(cycle(names), n)) if labels else None
     if out.suffix.lower() == ".png":
         write_atomic(out, png(tile(loaded.sample(n, seed, label=own, steps=steps), columns)))
         return

@@ -7,6 +7,8 @@ python -m tools.new_recipe recipes/mine --without train_vae             pixels i
 """
 
 import copy
+import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,8 +23,11 @@ from stages.runner import DAG, PARAMS, ROOT, path_of, read_yaml, run_command, wi
 from tools.check import check_parameters
 
 Shape = tuple[int, int, int]  # (C, H, W)
-SHAPES = dict.fromkeys(("cifar10", "cifar100", "svhn"), (3, 32, 32))  # of the others (1, 28, 28)
+SHAPES = dict.fromkeys(("cifar10", "cifar100", "svhn"), (3, 32, 32))  # of the others that of MNIST
+MNIST = (1, 28, 28)
+COLOUR = {"train_vae.likelihood": "gaussian", "train_vae.kl_weight": 0.2, "train_vae.optimisation.steps": 3000}
 SHOWN = 200  # samples that the grid shows
+SEEN, FEWEST = 200, 500  # times that a training shows each picture of a folder, at most; but so many steps at least
 NETWORK = "train_diffusion.networks.unet"
 NEEDED = ("prepare_data", "train_diffusion", "sample", "evaluate")  # stages that a recipe to start from must have
 OF_AUTOENCODER = ("vae_prior.json", "reconstruction.json", "reconstructions.png")  # outputs of other stages
@@ -82,7 +87,7 @@ def of_folder(config: prepare_data.Config) -> tuple[Shape, int]:
 
     Raises: InputError for a folder that is not there, or of whose pictures none can be read.
     """
-    folder, root = data.image_folder, Path(config.root).expanduser()
+    folder, root = data.image_folder, Path(os.path.expanduser(config.root))
     paths = folder.find(root).paths
     some = paths[:: max(len(paths) // 100, 1)]
     pictures = [x for x in folder.convert(some, config.conversion()) if not isinstance(x, str)]
@@ -95,36 +100,43 @@ def fitting_settings(values: dict[str, Any], settings: Sequence[str]) -> list[st
     """The pipeline's sizes for images of another shape or number than MNIST's, as settings.
 
     The U-Net is wider for latents of more values, and a batch smaller for those of more places; pixels in colour have a
-    normal density. A folder has as many samples drawn and scored as it has test pictures. Raises: as `of_folder`, and
-    for a folder that is not named.
+    normal density. A folder has as many samples drawn and scored as it has test pictures, and a small one fewer steps.
+    Raises: as `of_folder`, and for a folder that is not named.
     """
     values = with_settings(copy.deepcopy(values), settings)
-    folder = values["prepare_data"]["dataset"] == "folder"
-    if folder and "root" not in {text.partition("=")[0].split(".")[-1] for text in settings}:
-        raise InputError("--set prepare_data.dataset=folder: which one? Add --set prepare_data.root=FOLDER")
     config = prepare_data.Config.parse(values["prepare_data"], "prepare_data")
-    shape, found = SHAPES.get(config.dataset, (1, 28, 28)), []
-    if folder:
+    if config.dataset == "folder" and "root" not in {text.partition("=")[0].split(".")[-1] for text in settings}:
+        raise InputError("--set prepare_data.dataset=folder: which one? Add --set prepare_data.root=FOLDER")
+    shape, count = SHAPES.get(config.dataset, MNIST), 0
+    found: dict[str, object] = {}
+    if config.dataset == "folder":
         shape, count = of_folder(config)
         n = min(max(round(config.shares[2] * count), SHOWN), 10_000)
-        found = [f"{stage}.n={n}" for stage in ("sample", "evaluate", "memorisation")]
-    if shape == (1, 28, 28):
-        return found
-    channels, height, width = shape
-    if "train_vae" in values:
-        found += ["train_vae.likelihood=gaussian", "train_vae.kl_weight=0.2"] if channels == 3 else []
-        patch = networks.autoencoder.fitting_patch(shape)
-        channels = networks.autoencoder.fitting_latent_channels(shape, patch)
-        height, width = -(-height // patch), -(-width // patch)
-    wide = 64 if channels * height * width <= 512 else 96
-    batch = 256 if height * width <= 100 else 64
-    return [*found, f"{NETWORK}.width={wide}", f"train_diffusion.optimisation.batch_size={batch}"]
+        found = {f"{stage}.n": n for stage in ("sample", "evaluate", "memorisation") if stage in values}
+    optimisation = values["train_diffusion"]["optimisation"]
+    batch = optimisation["batch_size"]
+    if shape != MNIST:
+        channels, height, width = shape
+        if "train_vae" in values:
+            patch = networks.autoencoder.fitting_patch(shape)
+            channels = networks.autoencoder.fitting_latent_channels(shape, patch)
+            height, width = -(-height // patch), -(-width // patch)
+            found |= COLOUR if shape[0] == 3 else {}
+        batch = 256 if height * width <= 100 else 64
+        found |= {f"{NETWORK}.width": 64 if channels * height * width <= 512 else 96}
+        found |= {"train_diffusion.optimisation.batch_size": batch}
+    steps = max(round(SEEN * config.shares[0] * count / batch, -2), FEWEST)
+    if count and steps < optimisation["steps"]:
+        found["train_diffusion.optimisation.steps"] = int(steps)
+    return [f"{key}={value}" for key, value in found.items()]
 
 
-def see_the_folder(dag: dict[str, Any], section: dict[str, Any]) -> None:
-    """Make a folder of pictures a dependency of prepare_data, so that DVC sees it change."""
+def see_the_folder(dag: dict[str, Any], before: str, section: dict[str, Any]) -> None:
+    """Make a folder of pictures a dependency of prepare_data, so that DVC sees it change. before: the one until now."""
+    deps = dag["stages"]["prepare_data"]["deps"]
+    deps[:] = [dep for dep in deps if dep != before]
     if section["dataset"] == "folder":
-        dag["stages"]["prepare_data"]["deps"].append(str(Path(section["root"]).expanduser()))
+        deps.append(str(Path(os.path.expanduser(section["root"]))))
 
 
 @click.command(help=__doc__)
@@ -135,6 +147,10 @@ def see_the_folder(dag: dict[str, Any], section: dict[str, Any]) -> None:
 def command(folder: Path, source: Path, dropped: tuple[str, ...], settings: tuple[str, ...]) -> None:
     if folder.exists():
         raise InputError(f"{folder} exists already; choose another folder, or remove it")
+    if not source.resolve().is_relative_to(ROOT):
+        raise InputError(f"--from {source}: it is not in {ROOT}; name a recipe of this checkout")
+    if not re.fullmatch(r"[\w.-]+", folder.name):
+        raise InputError(f"{folder}: a recipe's name has letters, digits, _, - and . alone")
     if folder.resolve().parent != ROOT / "recipes":
         raise InputError(f"{folder} is not a folder in {ROOT / 'recipes'}; a recipe lives there, such as recipes/mine")
     read_yaml(source / PARAMS)  # says in one line what is wrong with the file
@@ -147,10 +163,11 @@ def command(folder: Path, source: Path, dropped: tuple[str, ...], settings: tupl
     for name in dropped:
         without(dag, name)
         values.pop(name, None)
+    before = values["prepare_data"].get("root", "")
     # a recipe that another one started from has sizes of its own
     sizes = fitting_settings(values, settings) if source == Path() else []
     with_settings(values, [*sizes, *settings])
-    see_the_folder(dag, values["prepare_data"])
+    see_the_folder(dag, before, values["prepare_data"])
     dag = relocated(dag, *(path.resolve().relative_to(ROOT).as_posix() for path in (source, folder)))
     folder.mkdir(parents=True)
     try:

@@ -19,6 +19,10 @@ from ldm.errors import InputError
 Pixels = NDArray[np.uint8]  # (H, W, 1) or (H, W, 3)
 
 MOST = 256  # classes, whose numbers are bytes
+MOST_OF_16_BITS = 65_535
+Image.init()
+# what Pillow opens, but for what starts another program, and for what is no picture
+FORMATS = sorted(set(Image.OPEN) - {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"})
 GREY = {"1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N"}  # Pillow's modes
 HIDDEN = "__MACOSX"  # the folder that macOS adds to an archive; its files are hidden by their names
 LAYOUT = "each sub-folder is a class, by which the table's features are trained and samples are asked for"
@@ -52,6 +56,10 @@ class Folder(ImageFolder):
 
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
         names = [entry.name for entry in os.scandir(directory) if entry.is_dir() and not is_hidden(entry.name)]
+        for name in names:
+            if name.encode("utf-8", "replace").decode() != name:
+                shown = name.encode("utf-8", "replace").decode()
+                raise InputError(f"{directory}: the name of the folder {shown} is no UTF-8; rename it")
         if not names:
             raise InputError(f"{directory} has no sub-folders: {LAYOUT}; lay the pictures out as {directory}/oak/1.png")
         if not 2 <= len(names) <= MOST:
@@ -69,7 +77,7 @@ def find(root: Path) -> Found:
     if not root.is_dir():
         raise InputError(f"{root} is not a folder; prepare_data.root must hold one sub-folder of pictures per class")
     files = [Path(folder, name).relative_to(root) for folder, names in walk(root) for name in names]
-    suffixes = {suffix for suffix, form in Image.registered_extensions().items() if form in Image.OPEN}
+    suffixes = {suffix for suffix, form in Image.registered_extensions().items() if form in FORMATS}
 
     def wanted(path: str) -> bool:
         own = Path(path).relative_to(root)
@@ -94,6 +102,9 @@ def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
     above = {str(root): {os.path.realpath(root)}}  # folder → the real places of it and of those it is in
     for folder, inner, names in os.walk(root, onerror=_raise, followlinks=True):
         own = above.pop(folder)
+        if folder == str(root):  # what is hidden there is not looked into
+            names += [name for name in inner if is_hidden(name)]
+            inner[:] = [name for name in inner if not is_hidden(name)]
         for name in inner:
             path = os.path.join(folder, name)
             if (real := os.path.realpath(path)) in own:
@@ -145,13 +156,18 @@ def pixels_of(path: Path, conversion: Conversion) -> Pixels:
 
     The first one of an animation. 16 bits are scaled to 8. Raises: as Pillow does.
     """
-    with Image.open(path) as opened:
+    with Image.open(path, formats=FORMATS) as opened:
         image = ImageOps.exif_transpose(opened)
-    grey = image.mode in GREY
-    if image.mode == "F":
+    grey, clear = image.mode in GREY, image.info.get("transparency")
+    values = np.asarray(image)
+    if image.mode == "F" or (image.mode == "I" and (values.min() < 0 or values.max() > MOST_OF_16_BITS)):
         raise ValueError("its numbers have no range that is known; convert it to 8 or 16 bits")
+    if isinstance(clear, tuple) and max(clear) > 255:
+        raise ValueError("one of its colours of 16 bits is transparent; give it an alpha channel")
     if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+        image = Image.fromarray((values / 257).round().astype(np.uint8))
+        if isinstance(clear, int):  # the value that is transparent
+            image.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
     if image.has_transparency_data:
         behind = Image.new("RGBA", image.size, conversion.background)
         image = Image.alpha_composite(behind, image.convert("RGBA"))
@@ -168,7 +184,7 @@ def resized(image: Image.Image, size: tuple[int, int], conversion: Conversion) -
     if conversion.fit == "crop":
         return ImageOps.fit(image, size)
     scale = min(size[0] / image.width, size[1] / image.height)
-    if scale * min(image.size) < 0.5:
+    if scale * min(image.size) <= 0.5:
         raise ValueError(f"{image.width} × {image.height} pixels would shrink to a line; choose fit crop or stretch")
     return ImageOps.pad(image, size, color=conversion.background)
 

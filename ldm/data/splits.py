@@ -32,8 +32,9 @@ def split_by_shares(
     splits: dict[str, list[int]] = {name: [] for name in NAMES}
     for label, own in of_class.items():
         if len(own) < len(NAMES):
-            remedy = "add some, or leave such classes out by min_per_class"
-            raise InputError(f"class {names[label]}: {len(own)} different images, and 3 splits need one each; {remedy}")
+            count = f"class {names[label]}: {len(own)} different images that no class before it has"
+            remedy = f"add some, or leave it out by min_per_class {int((labels == label).sum()) + 1}"
+            raise InputError(f"{count}, and 3 splits need one each; {remedy}")
         missing, empty = wanted_of(sum(len(members[group]) for group in own), shares), list(NAMES)
         for i, group in enumerate(own):
             name = max(empty if len(own) - i <= len(empty) else NAMES, key=missing.__getitem__)

@@ -1,6 +1,6 @@
-"""Variational autoencoders with a Bernoulli decoder (Kingma & Welling 2014, arXiv:1312.6114).
+"""Variational autoencoders (Kingma & Welling 2014, arXiv:1312.6114), whose decoder's sigmoid is the mean of the pixels.
 
-The decoder's logits are those of the pixels' grey levels, taken as probabilities.
+With a Bernoulli likelihood grey levels are taken as probabilities.
 """
 
 import math
@@ -140,7 +140,8 @@ def bernoulli_nll(logits: Tensor, x: Tensor) -> Tensor:
 def gaussian_nll(logits: Tensor, x: Tensor) -> Tensor:
     """As `bernoulli_nll`, of normal densities with one σ, the best one for the batch.
 
-    Rybkin et al. 2021, arXiv:2006.13202, Eq. 6 ("optimal σ-VAE"); the gradient is that of a σ held fixed.
+    Rybkin et al. 2021, arXiv:2006.13202, Eq. 6 ("optimal σ-VAE"); the gradient is that of a σ held fixed. The batch is
+    that of one process, so that several processes train by slightly other σ than one.
     """
     squared = (logits.sigmoid() - x).square().flatten(1)
     variance = squared.detach().mean() + 1e-6

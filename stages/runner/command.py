@@ -120,7 +120,7 @@ def run_command(command: click.Command, name: str) -> None:
     except (MemoryError, RuntimeError) as error:  # torch's own is a RuntimeError
         if not isinstance(error, MemoryError) and not re.search("(out of|allocate|not enough) memory", str(error)):
             raise
-        remedy = "lower the batch size or the network's width, or free some"
+        remedy = "lower the batch size, the network's width or the images' size, or free some"
         _fail(name, f"out of memory; {remedy} ({str(error).partition('.')[0]})")
     except OSError as error:
         if error.errno is None:

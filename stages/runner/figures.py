@@ -8,11 +8,10 @@ from typing import Any
 def new_figure(width: float, height: float) -> Any:
     """An empty matplotlib figure, in inches. Texts are as they are written: a $ in a name begins no formula."""
     os.environ["MPLBACKEND"] = "agg"  # not that of a notebook, which may not be here
-    from matplotlib import rcParams
-    from matplotlib.figure import Figure  # takes a second to import, for which --help should not wait
+    import matplotlib.figure  # takes a second, for which --help should not wait
 
-    rcParams["text.parse_math"] = False
-    return Figure(figsize=(width, height), layout="constrained")
+    matplotlib.rcParams["text.parse_math"] = False
+    return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
 
 
 def png_of(figure: Any) -> bytes:

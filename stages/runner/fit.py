@@ -56,7 +56,7 @@ def fit(
             except training.loop.Diverged as error:
                 raise _with_last_good(run, error) from None
             passed = time.monotonic() - started
-            if passed > TELL_AFTER and not told:
+            if passed > TELL_AFTER and not told and not RANK:
                 told = True
                 left = passed * (settings.steps - trainer.step) / (trainer.step - first)
                 said = (

@@ -51,7 +51,7 @@ def test_nested_pictures_count_and_what_is_left_out_is_said(root):
     ]  # fmt: skip
     assert sum(found.labels) == 3  # of oak
     hidden, beside, others = found.left_out
-    assert hidden.startswith("3 hidden (")
+    assert hidden.startswith("3 hidden (")  # the two folders at the top count as one thing each
     assert beside == "1 beside the class folders (stray.png)"
     assert others == "2 no pictures by their names (ash/notes.txt, oak/Thumbs.db)"
 
@@ -165,11 +165,43 @@ def test_sizes(tmp_path, fit, size):
     assert red == pytest.approx(widths[fit], abs=1.2 / size[1])
 
 
+def test_sixteen_bits_with_a_transparent_value_and_thirty_two(tmp_path):
+    values = np.array([[300, 40_000]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "x.png", transparency=300)
+    assert pixels_of(tmp_path / "x.png", Conversion())[..., 0].tolist() == [[255, 156]]
+    for value in (-1, 100_000):
+        Image.fromarray(np.array([[0, value]], np.int32)).save(tmp_path / "x.tif")
+        with pytest.raises(ValueError, match="no range that is known"):
+            pixels_of(tmp_path / "x.tif", Conversion())
+
+
+def test_no_other_program_is_started(tmp_path, monkeypatch):
+    """Pillow hands PostScript to Ghostscript, whatever the name of the file."""
+    monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("a program was started"))
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    (reason,) = convert([tmp_path / "a.png"], Conversion())
+    assert "cannot identify image file" in reason
+    save(tmp_path / "x/a.png")
+    save(tmp_path / "y/a.png")
+    (tmp_path / "x/clip.mpg").write_bytes(b"\0\0\1\xba")
+    assert find(tmp_path).left_out[-1] == "1 no pictures by their names (x/clip.mpg)"
+
+
+def test_a_name_that_is_no_utf8(tmp_path):
+    save(tmp_path / "a/1.png")
+    os.makedirs(os.fsencode(tmp_path) + b"/caf\xe9")
+    with pytest.raises(InputError, match=r"the name of the folder caf\? is no UTF-8; rename it"):
+        find(tmp_path)
+
+
 def test_sizes_that_leave_nothing(tmp_path):
+    save(tmp_path / "thin/64.png", (64, 1))
+    (thin,) = convert([tmp_path / "thin/64.png"], Conversion((32, 32), "pad"))
+    assert "64 × 1 pixels would shrink to a line" in thin
     for size in ((1, 1), (10_000, 10)):
         save(tmp_path / f"{size[0]}.png", size)
     for fit in ("crop", "stretch"):
-        assert all(not isinstance(x, str) for x in convert(sorted(tmp_path.iterdir()), Conversion((32, 32), fit)))
+        assert all(not isinstance(x, str) for x in convert(sorted(tmp_path.glob("*.png")), Conversion((32, 32), fit)))
     one, long = convert([tmp_path / "1.png", tmp_path / "10000.png"], Conversion((32, 32), "pad"))
     assert one.shape == (32, 32, 1)
     assert "10000 × 10 pixels would shrink to a line; choose fit crop or stretch" in long

@@ -300,7 +300,13 @@ def test_python_interface_takes_other_samplers(project):
     several = model.sample(3, seed=1, label=[4, "3", 4])
     assert model.labels(3, label=[4, "3", 4]).tolist() == [4, 3, 4]
     assert (several[0].int() - model.sample(1, seed=1, label=4)[0].int()).abs().max() <= 2
-    assert torch.equal(model.sample(3, seed=1, label=torch.tensor([4, 3, 4])), several)
+    assert torch.equal(model.sample(3, seed=1, label=model.labels(3, label=[4, "3", 4])), several)
+    shifted = [str(digit + 1) for digit in range(10)]  # the class of index 1 is called 2
+    renamed = replace(model, denoiser=copy.copy(model.denoiser))
+    renamed.denoiser.class_names = shifted
+    assert renamed.labels(2, label="2").tolist() == renamed.labels(2, label=2).tolist() == [1, 1]
+    assert torch.equal(renamed.sample(2, seed=1, label="2"), model.sample(2, seed=1, label=1))
+    assert torch.equal(renamed.sample(2, seed=1, label=np.array([1, 1])), model.sample(2, seed=1, label=1))
     several[0] += 1  # a plain tensor, which may be edited
     assert model.labels(2, first=5).tolist() == load(project, "sample", "samples")["labels"][5:7].tolist()
     mistakes: list[tuple[dict, str]] = [
@@ -308,7 +314,7 @@ def test_python_interface_takes_other_samplers(project):
         ({"n": 1.5}, "1.5 images cannot be drawn"),
         ({"n": 1, "seed": -1}, "seed -1: a whole number from 0"),
         ({"n": 1, "first": -3}, "first -3: a whole number from 0"),
-        ({"n": 3, "label": [1, 2]}, "label: 2 classes for 3 images"),
+        ({"n": 3, "label": [1, 2]}, r"label \[1, 2\]: a class that was trained on is wanted for each of 3 images"),
         ({"n": 2, "label": [1, 11]}, "label 11: the denoiser was not trained on this class"),
     ]
     for wrong, words in mistakes:

@@ -62,7 +62,7 @@ def test_a_recipe_for_a_folder_of_images(copy, tmp_path):
     before, after = (flat(read_yaml(path)) for path in (copy / "params.yaml", copy / "recipes/bars/params.yaml"))
     assert before.keys() <= after.keys()
     changed = {key for key in after if after[key] != before.get(key)}
-    fitted: dict[str, object] = {"train_vae.likelihood": "gaussian", "train_vae.kl_weight": 0.2}
+    fitted: dict[str, object] = {"train_vae.likelihood": "gaussian", "train_vae.kl_weight": 0.2}  # steps: set above
     fitted |= {"train_diffusion.networks.unet.width": 64, "train_diffusion.optimisation.batch_size": 256}
     assert changed == {setting.partition("=")[0] for setting in settings} | set(fitted)
     assert {key: after[key] for key in fitted} == fitted
@@ -141,11 +141,11 @@ def test_a_recipe_takes_parameters_that_the_pipeline_leaves_out(copy):
 
 
 def test_a_recipe_without_an_autoencoder_is_that_of_pixels(copy):
-    """It has the stages and the outputs of fashion_ddpm, but for the figure that this has beside them."""
+    """It has the stages and outputs of fashion_ddpm, but for the figure that this has, and the file of the model."""
     done = new_recipe(copy, "recipes/pixels", "--without", "train_vae")
     assert done.returncode == 0, done.stderr
     own, other = (read_yaml(copy / folder / "dvc.yaml")["stages"] for folder in ("recipes/pixels", FASHION))
-    del other["draw_schedules"]
+    del other["draw_schedules"], own["export"]
     assert list(own) == list(other)
     for name, entry in own.items():
         moved = json.loads(json.dumps(entry).replace("recipes/pixels", FASHION))
@@ -193,6 +193,8 @@ def test_a_recipe_from_another_is_the_same_in_its_own_folder(copy):
         ),
         (["recipes/x", "--set", "sample.steps=0"], "sample.steps: 0 will not do"),
         (["recipes/x", "--set", "sampel.steps=3"], "the section 'sampel' is unknown"),
+        (["recipes/my pics"], "recipes/my pics: a recipe's name has letters, digits, _, - and . alone"),
+        (["recipes/x", "--from", "/usr"], "--from /usr: it is not in"),
         (["recipes/x", "--from", "docs"], "docs/params.yaml is missing"),
     ],
 )
