@@ -113,6 +113,8 @@ def rewritten(cell: str, numbers: list[Any]) -> str:
     """A cell with the numbers in the places of its figures."""
     if not numbers:
         return NONE
+    if isinstance(numbers[0], str):
+        return numbers[0]
     figures = FIGURE.findall(cell)
     assert len(figures) == len(numbers), f"{cell!r} should show {numbers}; write as many decimals as it should have"
     rest = iter(numbers)
