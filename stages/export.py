@@ -1,6 +1,7 @@
 """Write the trained model as one file, which is all that `ldm.load` and `python -m tools.draw` need."""
 
-from ldm import Model, Section
+import ldm
+from ldm import Section
 from stages.runner import Run, stage
 
 
@@ -9,7 +10,7 @@ class Config(Section):
 
 
 def compute(run: Run[Config]) -> None:
-    Model.from_artifacts(run.load_all(), run.device).save(run.outputs["model.safetensors"])
+    ldm.Model.from_artifacts(run.load_all(), run.device).save(run.outputs["model.safetensors"])
 
 
 main = stage("export", Config, compute, __doc__)

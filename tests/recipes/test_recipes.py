@@ -148,12 +148,12 @@ def test_a_recipe_runs_the_code_of_its_own_checkout(copy, tmp_path):
     tree = tmp_path / "worktree"
     assert run_in(copy, "git", "worktree", "add", "-q", str(tree)).returncode == 0
     change(tree / FASHION / "params.yaml", EMBEDDED | {"prepare_data.limit": 20})
-    with (tree / "ldm/data/mnist.py").open("a") as file:
+    with (tree / "ldm/data/known.py").open("a") as file:
         file.write('\nprint("the code of the worktree", __file__)\n')
     target = f"{FASHION}/dvc.yaml:prepare_data"
     done = run_in(tree, "dvc", "repro", target, PYTHONPATH="")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"the code of the worktree {tree / 'ldm/data/mnist.py'}" in done.stdout
+    assert f"the code of the worktree {tree / 'ldm/data/known.py'}" in done.stdout
     data = artifacts.load(tree / FASHION / "artifacts/prepare_data/images.safetensors", "images")
     assert len(data["train_images"]) == 20
     locked = read_yaml(tree / FASHION / "dvc.lock")["stages"]["prepare_data"]

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from copy import copy as shallow_copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -250,10 +251,10 @@ def test_latents_of_another_vae_are_refused(project, tmp_path):
 
 
 def test_a_failing_stage_fails_the_repro(copy):
-    change(copy / "params.yaml", {"evaluate.n": 100})
+    change(copy / "params.yaml", {"sample.n": 100})
     done = run_in(copy, "dvc", "repro")
     assert done.returncode == 255
-    assert "evaluate: features: 100 samples cannot give the covariance of 128 features" in done.stderr
+    assert "evaluate: 300 images per row: 100 are generated; lower evaluate.n or raise sample.n" in done.stderr
 
 
 def test_divergence_keeps_the_last_good_weights(copy, tmp_path):
@@ -302,7 +303,7 @@ def test_python_interface_takes_other_samplers(project):
     assert (several[0].int() - model.sample(1, seed=1, label=4)[0].int()).abs().max() <= 2
     assert torch.equal(model.sample(3, seed=1, label=model.labels(3, label=[4, "3", 4])), several)
     shifted = [str(digit + 1) for digit in range(10)]  # the class of index 1 is called 2
-    renamed = replace(model, denoiser=copy.copy(model.denoiser))
+    renamed = replace(model, denoiser=shallow_copy(model.denoiser))
     renamed.denoiser.class_names = shifted
     assert renamed.labels(2, label="2").tolist() == renamed.labels(2, label=2).tolist() == [1, 1]
     assert torch.equal(renamed.sample(2, seed=1, label="2"), model.sample(2, seed=1, label=1))

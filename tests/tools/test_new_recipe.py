@@ -89,12 +89,7 @@ def test_a_few_pictures_get_a_table_of_what_can_be_said(copy, tmp_path):
     draw_images(root, 36)
     Image.new("L", (30, 9), 5).save(root / "a/other.jpg")
     settings = ["prepare_data.dataset=folder", f"prepare_data.root={root}", "prepare_data.size=[13, 9]"]
-    settings += [
-        "prepare_data.limit=0",
-        "prepare_data.source=auto",
-        "sample.n=40",
-        "train_diffusion.optimisation.batch_size=8",
-    ]
+    settings += ["prepare_data.limit=0", "prepare_data.source=auto", "train_diffusion.optimisation.batch_size=8"]
     settings += [f"train_{name}.optimisation.steps=10" for name in ("classifier", "second_classifier", "vae")]
     done = new_recipe(copy, "recipes/few", *settings_of(*settings, "train_diffusion.networks.unet.width=16"))
     assert done.returncode == 0, done.stderr
@@ -175,7 +170,7 @@ def test_a_recipe_from_another_is_the_same_in_its_own_folder(copy):
         (["elsewhere"], "elsewhere is not a folder in"),
         (["recipes/a/b"], "recipes/a/b is not a folder in"),
         (["recipes/x", "--from", "recipes/sweep"], "it has no stage prepare_data"),
-        (["recipes/x", "--without", "sample"], "--without sample: decode needs it"),
+        (["recipes/x", "--without", "sample"], "--without sample: decode, export needs it"),
         (["recipes/x", "--without", "evaluate"], "--without evaluate: the table needs it"),
         (["recipes/x", "--set", "train_second_classifier.classifier=conv"], "'conv' is the first one's"),
         (["recipes/x", "--without", "nosuch"], "--without nosuch: unknown stage; known are prepare_data"),
@@ -188,7 +183,7 @@ def test_a_recipe_from_another_is_the_same_in_its_own_folder(copy):
             "/no/such is not a folder; prepare_data.root must hold one sub-folder of pictures per class",
         ),
         (
-            ["recipes/x", "--set", "prepare_data.dataset=folder"],
+            ["recipes/x", *settings_of("prepare_data.dataset=folder", "prepare_data.source=auto")],
             "--set prepare_data.dataset=folder: which one? Add --set prepare_data.root=FOLDER",
         ),
         (["recipes/x", "--set", "sample.steps=0"], "sample.steps: 0 will not do"),

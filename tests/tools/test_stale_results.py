@@ -66,7 +66,7 @@ def test_results_are_stale_after_an_edit_and_it_is_said_why(repository):
     append(repository / "ldm/errors.py")
     append(repository / "stages/runner/fit.py")
     assert stale() == []  # these change no output
-    append(repository / "ldm/data/mnist.py")
+    append(repository / "ldm/data/known.py")
     append(repository / "ldm/config.py")
     (line,) = stale()
     assert line == "prepare_data: ldm/data modified; ldm/config.py modified"
@@ -87,7 +87,7 @@ def test_results_are_stale_after_a_change_of_parameters_or_outputs(repository):
 
 
 def test_the_command_lists_them(repository):
-    append(repository / "ldm/data/mnist.py")
+    append(repository / "ldm/data/known.py")
     command = "from tools import check; check.check_parameters = lambda recipe: None; check.command()"
     done = run_in(repository, sys.executable, "-c", command)  # the parameters are those of a longer pipeline
     assert done.returncode == 0, done.stderr
@@ -99,7 +99,7 @@ def same(repository: Path, *arguments: str):
 
 
 def test_an_edit_that_changes_nothing_is_committed_without_a_rerun(repository):
-    append(repository / "ldm/data/mnist.py")
+    append(repository / "ldm/data/known.py")
     before = read_yaml(repository / "dvc.lock")["stages"]["prepare_data"]
     assert len(stale()) == 1
     done = same(repository, "HEAD", "--commit")
@@ -127,7 +127,7 @@ def test_an_edit_that_changes_an_output_is_not(repository):
 
 
 def test_data_that_are_not_those_of_the_lock_are_not_committed(repository):
-    append(repository / "ldm/data/mnist.py")
+    append(repository / "ldm/data/known.py")
     (repository / "artifacts" / DATA).unlink()
     lock = (repository / "dvc.lock").read_bytes()
     done = same(repository, "HEAD", "--commit")
