@@ -50,8 +50,11 @@ def test_a_user_without_a_name_or_home(run, tmp_path):
         if folder == Path(tempfile.gettempdir()):
             break
         folder.chmod(0o755)
+    other = ["setpriv", "--reuid", "54321", "--clear-groups"]
+    if run(*other, sys.executable, "-c", "import ldm").returncode:
+        pytest.skip(f"others may not read {ROOT}, or its environment")
     environment = {"PYTHONDONTWRITEBYTECODE": "1", "HOME": "/"}
-    done = run("setpriv", "--reuid", "54321", "--clear-groups", *READ, str(tmp_path / "out"), **environment)
+    done = run(*other, *READ, str(tmp_path / "out"), **environment)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out/images.safetensors").stat().st_uid == 54321
 
