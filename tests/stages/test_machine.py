@@ -121,7 +121,8 @@ if sys.argv[1] == "keep":
     keep_freed_memory()
 def step():
     x = [torch.ones(2_000_000) for _ in range(4)]
-step()
+for _ in range(5):  # in which the heap grows to all that a step takes
+    step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(20):
     step()
@@ -131,6 +132,5 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
 def test_freed_memory_is_not_paged_in_anew():
-    """Twenty steps that take and free 32 MB each."""
-    kept, left = (int(run_in(ROOT, sys.executable, "-c", PAGED, how).stdout) for how in ("keep", "leave"))
-    assert kept < left / 20
+    """Twenty steps that take and free 32 MB each: 160,000 pages, were they left to glibc, and in most runs they are."""
+    assert int(run_in(ROOT, sys.executable, "-c", PAGED, "keep").stdout) < 100
