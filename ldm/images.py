@@ -50,12 +50,22 @@ def gif(frames: list[NDArray[np.uint8]], milliseconds: int, hold: int, scale: in
     return _encode(frames, scale, "GIF", duration=[milliseconds] * (len(frames) - 1) + [hold], loop=0)
 
 
+def _in_colours_of(palette: Image.Image, image: Image.Image) -> Image.Image:
+    """The image in a palette whose last colour is white, which Pillow, by the upper bits, takes for others near it."""
+    indices = np.array(image.quantize(palette=palette, dither=Image.Dither.NONE))
+    indices[(np.asarray(image) == 255).all(2)] = 255
+    result = Image.fromarray(indices, "P")
+    result.putpalette(palette.getpalette() or [])
+    return result
+
+
 def _encode(frames: list[NDArray[np.uint8]], scale: int, form: str, **options: object) -> bytes:
     images = [Image.fromarray(f.repeat(scale, 0).repeat(scale, 1)) for f in frames]
     if form == "GIF" and images[0].mode == "RGB":
         palette = Image.fromarray(np.concatenate(frames)).quantize(255)
-        palette.putpalette((*(palette.getpalette() or [])[: 3 * 255], 255, 255, 255))
-        images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
+        colours = (palette.getpalette() or [])[: 3 * 255]
+        palette.putpalette([*colours, *bytes(3 * 255 - len(colours)), 255, 255, 255])  # white is number 255
+        images = [_in_colours_of(palette, image) for image in images]
     first, *rest = images
     buffer = io.BytesIO()
     first.save(buffer, form, save_all=bool(rest), append_images=rest, **options)

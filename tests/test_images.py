@@ -33,6 +33,15 @@ def test_an_animation_in_colour_has_one_palette_and_keeps_white_white():
         assert np.abs(frame.astype(int) - own).mean() < 12
 
 
+def test_white_stays_white_beside_colours_that_are_nearly_white():
+    frames = [np.full((8, 8, 3), value, np.uint8) for value in (255, 253, 250)]
+    frames[1][:, :4] = 255
+    with Image.open(io.BytesIO(gif(frames, 100, 1000, scale=1))) as animation:
+        shown = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(animation)]
+    assert (shown[0] == 255).all()
+    assert (shown[1][:, :4] == 255).all()
+
+
 def test_groups_of_equal_images():
     images = torch.tensor([[3, 1], [2, 2], [3, 1], [3, 1], [2, 2]], dtype=torch.uint8).view(5, 1, 1, 2)
     assert groups_of_equals(images).tolist() == [0, 1, 0, 0, 1]
