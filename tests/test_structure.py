@@ -142,7 +142,7 @@ def test_there_is_one_gitignore():
 
 
 def test_dvc_yaml_is_short():
-    assert len((ROOT / "dvc.yaml").read_text().splitlines()) <= 240
+    assert len((ROOT / "dvc.yaml").read_text().splitlines()) <= 260  # 20 more for each stage since: export, report
 
 
 def test_names_of_test_files_are_unique():
@@ -189,7 +189,8 @@ def test_recipes_with_results_have_all_of_them():
     for folder in locked:
         prefix = f"{folder.relative_to(ROOT)}/dvc.yaml:"
         listed = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
-        assert listed == set(read_yaml(folder / "dvc.lock")["stages"])
+        # the report has no results of its own
+        assert listed - {"report"} == set(read_yaml(folder / "dvc.lock")["stages"]) - {"report"}
 
 
 def test_the_ablation_changes_one_thing_at_a_time():
@@ -268,7 +269,8 @@ class TestCommittedRun:
         listed = subprocess.run(
             ["git", "ls-files", "artifacts"], cwd=ROOT, capture_output=True, text=True, check=True
         ).stdout.split()
-        outs = [out["path"] for entry in read_yaml(ROOT / "dvc.lock")["stages"].values() for out in entry["outs"]]
+        stages = read_yaml(ROOT / "dvc.lock")["stages"].values()
+        outs = [out["path"] for entry in stages for out in entry.get("outs", ())]
         assert [path for path in outs if (path in listed) == path.endswith(".safetensors")] == []
 
     def test_the_table_is_there(self):

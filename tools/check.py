@@ -19,6 +19,7 @@ from ldm import InputError, Section
 from stages.runner import DAG, FOLDER, PARAMS, ROOT, read_yaml, run_command
 
 ABSENT = ("deleted", "not in cache")  # what DVC says of data that are not here
+ALWAYS = "always changed"  # and of a stage without outputs
 SHOWN = 5  # how many reasons a line names
 
 
@@ -68,7 +69,7 @@ def changed_stages() -> dict[str, list[tuple[str, str]]]:
     with contextlib.chdir(ROOT), Repo() as repo:  # DVC names stages from where it stands
         for stage, changes in repo.status().items():
             groups = [group for change in changes if isinstance(change, dict) for group in change.values()]
-            changed[stage] = [(change, "") for change in changes if isinstance(change, str)]
+            changed[stage] = [(change, "") for change in changes if isinstance(change, str) and change != ALWAYS]
             changed[stage] += [(path, str(state)) for group in groups for path, state in group.items()]
     return changed
 

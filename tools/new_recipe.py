@@ -36,13 +36,14 @@ def without(dag: dict[str, Any], name: str) -> None:
     """Take a stage out of a DAG (the contents of a dvc.yaml), and its outputs out of the metrics and plots.
 
     Only train_vae may be taken out although other stages read its output: they then work on pixels. What these write
-    of the autoencoder goes too. Raises: InputError for an unknown stage, and for one that other stages need.
+    of the autoencoder goes too. The report shows what is left. Raises: InputError for an unknown stage, and for one
+    that other stages need.
     """
     stages = dag["stages"]
     if name not in stages:
         raise InputError(f"--without {name}: unknown stage; known are {', '.join(stages)}")
     gone = {path_of(out) for out in stages[name]["outs"]}
-    readers = [other for other, entry in stages.items() if gone & set(entry["deps"])]
+    readers = [other for other, entry in stages.items() if gone & set(entry["deps"]) and entry["outs"]]
     if name == "train_vae":
         outs = [path_of(out) for entry in stages.values() for out in entry["outs"]]
         gone |= {path for path in outs if Path(path).name in OF_AUTOENCODER}

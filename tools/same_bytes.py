@@ -16,7 +16,8 @@ import click
 from safetensors import deserialize
 
 from ldm import InputError
-from stages.runner import ROOT, run_command
+from stages.report import TEMPLATE as REPORT
+from stages.runner import LOGS, ROOT, run_command
 from tools.check import changed_stages
 from tools.small import run_in, run_or_fail
 
@@ -28,9 +29,14 @@ def run_small(code: Path, folder: Path) -> Path:
     return folder / "artifacts"
 
 
+def tracked(path: Path) -> bool:
+    """Whether it is an output; logs and the report say when the stages ran."""
+    return path.parent.name != LOGS.name and path.name != REPORT
+
+
 def differences(before: Path, after: Path) -> list[str]:
     """What differs between two folders of outputs, a line each."""
-    old, new = ({path.relative_to(root) for path in root.rglob("*.*")} for root in (before, after))
+    old, new = ({path.relative_to(root) for path in root.rglob("*.*") if tracked(path)} for root in (before, after))
     lines = [f"{path} is there only {'before' if path in old else 'after'}" for path in sorted(old ^ new)]
     for path in sorted(old & new):
         a, b = before / path, after / path

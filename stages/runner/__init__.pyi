@@ -2,6 +2,7 @@ from .checkpoints import FOLDER as FOLDER
 from .checkpoints import ROOT as ROOT
 from .checkpoints import Checkpoints as Checkpoints
 from .checkpoints import cpu_kind as cpu_kind
+from .checkpoints import digest_of as digest_of
 from .command import check_writable as check_writable
 from .command import pick_device as pick_device
 from .command import run_command as run_command
@@ -9,7 +10,9 @@ from .command import stage as stage
 from .figures import new_figure as new_figure
 from .figures import png_of as png_of
 from .fit import fit as fit
+from .log import LOGS as LOGS
 from .parameters import PARAMS as PARAMS
+from .parameters import parameters_of as parameters_of
 from .parameters import read_section as read_section
 from .parameters import read_yaml as read_yaml
 from .parameters import with_settings as with_settings

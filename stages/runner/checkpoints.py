@@ -34,9 +34,9 @@ def facts_of(run: Run[Any]) -> dict[str, Any]:
     folders = {ROOT / "ldm", ROOT / "stages"} | ({main.parent} if ROOT / "recipes" in main.parents else set())
     files = sorted(path for folder in folders for path in folder.rglob("*.py"))
     return {
-        "parameters": run.config.resolved(),
-        "inputs": {kind: _digest(path) for kind, path in run.inputs.items() if path.exists()},
-        "code": {str(path.relative_to(ROOT)): _digest(path) for path in files},
+        "parameters": run.config.resolved() | ({"until": run.until} if run.until else {}),
+        "inputs": {kind: digest_of(path) for kind, path in run.inputs.items() if path.exists()},
+        "code": {str(path.relative_to(ROOT)): digest_of(path) for path in files},
         "torch": torch.__version__,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "device": run.device_type,
@@ -94,10 +94,15 @@ class Checkpoints:
             states = list(file.parent.glob("*.safetensors"))
             if time.time() - max(path.stat().st_mtime for path in [file, *states]) > WEEK:
                 shutil.rmtree(file.parent, ignore_errors=True)
-            elif states and file.parent != self.folder and not (file.parent / "finished").exists():
+            elif states and file.parent != self.folder:
                 difference = first_difference(self.facts, json.loads(file.read_text("utf-8")))
                 about = f"{file.parent} ({difference.removeprefix('parameters.')})"
-                self._say(f"an unfinished run has left states in {about}; python -m tools.check --clean removes them")
+                if not (file.parent / "finished").exists():
+                    remedy = "python -m tools.check --clean removes them"
+                    self._say(f"an unfinished run has left states in {about}; {remedy}")
+                elif difference.startswith("parameters.optimisation.steps"):
+                    why = "its learning rate fell to the end there"
+                    self._say(f"the finished run in {about} is not gone on from, since {why}: this one starts anew")
 
     def due(self) -> bool:
         """Whether `save_every` seconds have passed since the last state."""
@@ -160,6 +165,7 @@ class Checkpoints:
         return sorted(self.folder.glob(f"{self.prefix}[0-9]*.safetensors"))
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a file, which is read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +24,8 @@ from ldm.lazy import torch
 from ldm.precision import has_bf16, settled
 from stages.runner import processes
 from stages.runner.checkpoints import SIGNALS
-from stages.runner.parameters import PARAMS, parameter_rows, read_section, read_yaml, with_settings
+from stages.runner.log import write_log
+from stages.runner.parameters import PARAMS, parameters_of, read_section, read_yaml, with_settings
 from stages.runner.run import C, Run, files_of, warn
 
 Compute = Callable[[Run[C]], None]
@@ -51,7 +53,8 @@ def stage(
             values = read_yaml(path).get(section, {}) if path.exists() else {}
             formatter.write_paragraph()
             with formatter.section(f"Parameters (section {section} of {path})"):
-                formatter.write_dl(parameter_rows(config, values) or [("none", "this stage has no parameters")])
+                rows = [(f"{x.name} = {x.value}", f"{x.form}: {x.meaning}") for x in parameters_of(config, values)]
+                formatter.write_dl(rows or [("none", "this stage has no parameters")])
 
     @click.command(help=doc, cls=Command, context_settings={"show_default": True, "auto_envvar_prefix": "LDM"})
     @_option(
@@ -62,20 +65,27 @@ def stage(
     @_option("--section", default=name, is_eager=True, help="Another section of that file (needs --out).")
     @_option("--in", "sources", metavar="NAME=PATH", multiple=True, help="Read an input from elsewhere (needs --out).")
     @_option("--out", type=Path, help="Write all outputs into this folder instead of the tracked places.")
+    @_option(
+        "--until", metavar="TIME", help="End a training after 90s, 10m or 1.5h, not after its steps (needs --out)."
+    )
     @_option("--device", default="auto", help="auto, cpu, cuda or cuda:i.")
     @_from_environment("--save-every", type=click.FloatRange(min=0), default=60.0, help="Seconds between checkpoints.")
     @_from_environment("--no-resume", is_flag=True, help="Start anew, whatever checkpoints an earlier run has left.")
     @_from_environment("--deterministic", is_flag=True, help="Use only operations that always give the same bits.")
     @_from_environment("--processes", type=click.IntRange(min=1), default=1, help="Processes that torchrun starts.")
     def command(settings: tuple[str, ...], sources: tuple[str, ...], out: Path | None, **given: Any) -> None:
+        started = time.monotonic()
         params, section, recipe = given["params"], given["section"], given["recipe"]
         if out is None and (settings or sources or params or section != name):
             raise InputError("--set, --in, --section and --params need --out FOLDER, so that no result is overwritten")
+        until = seconds_of(given["until"], config, out)
         values = with_settings(read_section(params or recipe / PARAMS, section), settings)
         inputs, outputs = files_of(name, recipe, sources, out)
         device = pick_device(given["device"])
         parsed = settle_precision(config.parse(values, section), device)
-        this = Run(name, parsed, inputs, outputs, device, given["save_every"], not given["no_resume"])
+        this = Run(
+            name, parsed, inputs, outputs, device, given["save_every"], not given["no_resume"], recipe, out, until
+        )
         for folder in sorted({path.parent for path in outputs.values()}):
             check_writable(folder)
         if processes.UNDER_TORCHRUN and not parallel:
@@ -93,6 +103,7 @@ def stage(
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
             torch.use_deterministic_algorithms(True)
         run(this)
+        write_log(this, started, precision_of(this.config))
 
     return lambda: run_command(command, name)
 
@@ -153,6 +164,20 @@ def pick_device(text: str) -> str:
     return text
 
 
+def seconds_of(text: str | None, config: type[Section], out: Path | None) -> float | None:
+    """The seconds that --until gives a training. Raises: InputError for another text, or where it cannot be."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+\.?\d*)(s|m|h)", text)
+    if not found or not float(found[1]):
+        raise InputError(f"--until {text}: write a time such as 90s, 10m or 1.5h")
+    if "optimisation" not in config.model_fields:
+        raise InputError(f"--until {text} ends a training, and this stage trains nothing")
+    if out is None or "DVC_STAGE" in os.environ:
+        raise InputError(f"--until {text} is for runs by hand: a result that time decides needs --out, and no DVC")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+
+
 def settle_precision(config: C, device: str) -> C:
     """The configuration with each precision `auto` replaced by what it is on this device."""
     changes: dict[str, Any] = {}
@@ -164,18 +189,22 @@ def settle_precision(config: C, device: str) -> C:
     return config.model_copy(update=changes)
 
 
-def precisions_of(config: Section) -> set[str]:
-    """The precisions that a configuration names."""
-    inner = (precisions_of(value) for _, value in config if isinstance(value, Section))
-    return {value for name, value in config if name == "precision"}.union(*inner)
+def precision_of(config: Section) -> str:
+    """The precisions that a configuration names, in words."""
+
+    def named(section: Section) -> set[str]:
+        inner = (named(value) for _, value in section if isinstance(value, Section))
+        return {value for name, value in section if name == "precision"}.union(*inner)
+
+    return " and ".join(sorted(named(config))) or "fp32"
 
 
 def announce(run: Run[Any]) -> None:
     """Say in one line what the run computes with, and in another that bf16 is slow where the device lacks it."""
-    precisions, threads = precisions_of(run.config), torch.get_num_threads()
+    precision, threads = precision_of(run.config), torch.get_num_threads()
     place = torch.cuda.get_device_name(run.device) if run.device_type == "cuda" else f"{threads} threads"
-    print(f"{run.name}: on {run.device} ({place}), in {' and '.join(sorted(precisions)) or 'fp32'}", flush=True)
-    if "bf16" in precisions and not has_bf16(run.device_type):
+    print(f"{run.name}: on {run.device} ({place}), in {precision}", flush=True)
+    if "bf16" in precision and not has_bf16(run.device_type):
         warn(run.name, f"this {run.device_type} does not multiply in bf16, so fp32 is faster; set precision auto")
 
 

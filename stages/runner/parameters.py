@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -65,9 +65,19 @@ def _yaml_value(key: str, text: str) -> Any:
     return text if isinstance(value, date) else value
 
 
-def parameter_rows(config: type[Section], values: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """('name = value', 'type, range: meaning') of each parameter, also of the options of choices that were not made."""
-    rows: list[tuple[str, str]] = []
+class Parameter(NamedTuple):
+    """A parameter of a stage: its dotted name, its value, the default, the type with the range, and the meaning."""
+
+    name: str
+    value: Any
+    default: Any
+    form: str
+    meaning: str
+
+
+def parameters_of(config: type[Section], values: Any, prefix: str = "") -> list[Parameter]:
+    """The parameters of a section, also the options of choices that were not made."""
+    rows: list[Parameter] = []
     values = values if isinstance(values, dict) else {}
     registries = choices_of(config)
     tables = {registry.name: registry for registry in registries.values()}
@@ -76,15 +86,16 @@ def parameter_rows(config: type[Section], values: Any, prefix: str = "") -> list
         if key in tables:
             table = values.get(key) or {}
             for name in sorted(tables[key].functions):
-                rows += parameter_rows(tables[key].options(name), table.get(name), f"{prefix}{key}.{name}.")
+                rows += parameters_of(tables[key].options(name), table.get(name), f"{prefix}{key}.{name}.")
         elif isinstance(annotation, type) and issubclass(annotation, Section):
-            rows += parameter_rows(annotation, values.get(key), f"{prefix}{key}.")
+            rows += parameters_of(annotation, values.get(key), f"{prefix}{key}.")
         else:
             default = "(required)" if field.is_required() else field.get_default(call_default_factory=True)
             limits = [f"{SIGNS[k]} {getattr(meta, k)}" for meta in field.metadata for k in SIGNS if hasattr(meta, k)]
             form = ", ".join([type_name(annotation), *limits])
             names = f" ({', '.join(sorted(registries[key].functions))})" if key in registries else ""
-            rows.append((f"{prefix}{key} = {values.get(key, default)}", f"{form}: {field.description}{names}"))
+            about = f"{prefix}{key}", values.get(key, default), default, form, f"{field.description}{names}"
+            rows.append(Parameter(*about))
     return rows
 
 

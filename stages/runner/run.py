@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -27,6 +27,11 @@ class Run(Generic[C]):
     device: str
     save_every: float = 60.0  # seconds between two checkpoints
     resume: bool = True  # whether to go on from an earlier run's checkpoint
+    recipe: Path = Path()  # the folder of params.yaml and dvc.yaml
+    out: Path | None = None  # where a run by hand writes
+    until: float | None = None  # seconds after which a training ends, in place of its number of steps
+    facts: dict[str, Any] = field(default_factory=dict)  # what artifacts say of the run besides the configuration
+    notes: dict[str, Any] = field(default_factory=dict)  # what the log says besides
 
     @property
     def device_type(self) -> str:
@@ -52,8 +57,17 @@ class Run(Generic[C]):
         device, and `config`.
         """
         path = self.outputs[f"{kind}.safetensors"]
-        artifacts.save(path, kind, tensors, self.config.resolved() | {"device": self.device_type} | config, parents)
+        about = self.config.resolved() | {"device": self.device_type} | self.facts | config
+        artifacts.save(path, kind, tensors, about, parents)
+        _previous(path).unlink(missing_ok=True)
         return artifacts.load(path, kind)
+
+    def set_aside(self) -> None:
+        """Rename the tensors that an earlier run has left, beside which this run's other files would be wrong."""
+        for path in self.outputs.values():
+            if path.suffix == ".safetensors" and path.exists():
+                path.replace(_previous(path))
+                print(f"{self.name}: until the run ends, {path} is {_previous(path).name}", file=sys.stderr)
 
     def write(self, file: str, data: bytes) -> None:
         """Write another output, by its file name."""
@@ -62,6 +76,10 @@ class Run(Generic[C]):
     def write_json(self, file: str, values: Any) -> None:
         """Write a JSON file, by its file name."""
         self.write(file, json.dumps(values, indent=1).encode())
+
+
+def _previous(path: Path) -> Path:
+    return path.with_name(f"previous.{path.name}")
 
 
 def files_of(

@@ -91,7 +91,7 @@ def test_help_lists_every_option_of_every_choice_with_its_value(helped, module):
     path, name = SECTIONS[module]
     shown = words(helped[module][1])
     rows = expected(config_of(module), read_section(path, name))
-    assert rows or name == "export"
+    assert rows or name in ("export", "report")
     for key, meaning, value in rows:
         assert f" {key} = {value} " in shown, key
         assert meaning, key

@@ -1,0 +1,226 @@
+"""Write the results as one page of HTML that needs no other file: table, pictures, curves, settings, times.
+
+The page shows what dvc.yaml lists as plots, as far as it is there, and the tables of evaluate and memorisation. It also
+says when and on what the stages ran last, so it is no tracked output, and `dvc repro` writes it anew each time.
+"""
+
+import base64
+import csv
+import io
+import json
+import re
+import subprocess
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from ldm import InputError, Section, artifacts
+from stages.runner import DAG, LOGS, PARAMS, ROOT, Run, digest_of, files_of, new_figure, parameters_of, read_yaml, stage
+
+TEMPLATE = "report.html"
+TYPES = {".png": "image/png", ".gif": "image/gif", ".svg": "image/svg+xml"}
+COLOURS = "#0072b2", "#b34700"  # told apart by the colour-blind (after Okabe & Ito), contrast to white at least 4.5
+# file → heading, and what it shows, in words for those who do not see it too
+PICTURES = {
+    "grid.png": ("Samples", "Images that the diffusion model drew, in the order of their numbers. None was chosen."),
+    "denoising.gif": ("From noise to images", "An animation. Each column is one image, from pure noise to the sample."),
+    "reconstructions.png": (
+        "What the autoencoder keeps",
+        "Validation images above; the same ones encoded and decoded below. No sample can be better than these.",
+    ),
+    "scores.png": (
+        "How close to training images",
+        "Histograms of the score: the distance to the nearest training image over that to the next ones. Copies of "
+        "training images have low scores.",
+    ),
+    "closest_pairs.png": (
+        "The closest pairs",
+        "The generated images of the lowest scores above; the training images nearest to them below.",
+    ),
+}
+COUNTED = {
+    "density": "mean number of real images' neighbourhoods that an image is in, over their size: about 1 if real",
+    "coverage": "share of the neighbourhoods of real images that hold an image of the row",
+}
+MEMORISATION = {
+    "copies": "share of the generated images that pass for copies of training images",
+    "false_alarms": "the same share of real images, which are none",
+    "found_decoded": "share found of planted copies that went through the autoencoder",
+    "found_shifted": "share found of planted copies that were shifted by a pixel",
+    "found_turned": "share found of planted copies that were turned by 5 degrees",
+    "twins_left_out": "validation images equal to a training image, which were left out",
+}
+
+
+class Config(Section):
+    """There is nothing to choose: the page shows all that is there."""
+
+
+class Picture(NamedTuple):
+    heading: str
+    about: str
+    source: str  # a data: address
+
+
+class Measure(NamedTuple):
+    name: str
+    meaning: str
+    cells: list[str]  # one for each row of the table of results
+
+
+def compute(run: Run[Config]) -> None:
+    recipe = run.recipe
+    dag, params = read_yaml(recipe / DAG), read_yaml(recipe / PARAMS)
+    plots = sorted(dag.get("plots", []), key=lambda entry: not isinstance(entry, str))  # pictures first, then curves
+    table, found = (read_json(recipe / f"artifacts/report/{name}.json") for name in ("measures", "memorisation"))
+    table = dict(sorted(table.items(), key=lambda row: row[0] != "diffusion"))  # the model's row first
+    template = Environment(loader=FileSystemLoader(ROOT / "stages/runner"), autoescape=True, undefined=StrictUndefined)
+    page = template.get_template(TEMPLATE).render(
+        data=next((row["data"] for row in table.values()), recipe.resolve().name),
+        rows=[f"{name.replace('_', ' ')} ({row['n']:,})" for name, row in table.items()],
+        measures=list(measures(table)),
+        pictures=[picture for entry in plots if (picture := picture_of(recipe, entry))],
+        memorisation=[(name, meaning, cell(found[name])) for name, meaning in MEMORISATION.items() if name in found],
+        settings={name: settings(name, params[name]) for name in dag["stages"] if name in params},
+        runs=[run_of(recipe, name) for name in dag["stages"] if name != run.name],
+        commit=commit(),
+    )
+    path = (run.out or recipe / "artifacts/report") / TEMPLATE
+    artifacts.write_atomic(path, page.encode())
+    print(f"{run.name}: the page is {path}")
+
+
+def measures(table: dict[str, Any]) -> list[Measure]:
+    """The lines of the table, each with the sentence that the help of `evaluate` has for it."""
+    told = import_module("stages.evaluate").__doc__ or ""
+    lines = re.findall(r"^([\w…]+(?:, [\w…]+)*)  +(\S.*)$", told, re.MULTILINE)
+    meanings = {name: meaning for names, meaning in lines for name in names.split(", ")} | COUNTED
+    keys = [key for key in next(iter(table.values()), {}) if key in meanings]
+    return [Measure(key, meanings[key], [cell_of(row, key) for row in table.values()]) for key in keys]
+
+
+def cell_of(row: dict[str, Any], key: str) -> str:
+    """A measure, with its deviation, or the class that is meant, where the row has them."""
+    about = {"std": " ± {}", "class": " ({})"}
+    more = [form.format(cell(row[name])) for end, form in about.items() if row.get(name := f"{key}_{end}") is not None]
+    return cell(row[key]) + "".join(more)
+
+
+def cell(value: Any) -> str:
+    """A figure to three digits, a large one whole; a name as it is; – for none."""
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return "–" if value is None else str(value)
+
+
+def picture_of(recipe: Path, entry: Any) -> Picture | None:
+    """What an entry of `plots` in dvc.yaml shows; None where its file is not there, or of another kind."""
+    if isinstance(entry, str):
+        path = recipe / entry
+        heading, about = PICTURES.get(path.name, (path.stem.replace("_", " "), f"The picture {path.name}."))
+        listed = path.exists() and path.suffix in TYPES and path.name != "table.png"  # the page has the table as text
+        return Picture(heading, about, as_source(path.read_bytes(), path.suffix)) if listed else None
+    (title, about), *_ = entry.items()
+    if isinstance(about.get("y"), dict):
+        (file, names), *_ = about["y"].items()
+        history = read_json(recipe / file)
+        return curves(title, history, about["x"], names) if history else None
+    if about.get("template") == "confusion" and (recipe / title).exists():
+        return confusion(about["title"], recipe / title, about["x"], about["y"])
+    return None
+
+
+def curves(title: str, history: list[dict[str, Any]], x: str, names: list[str]) -> Picture:
+    """Training curves; the words say where each of them ends, and where it was lowest."""
+    figure = new_figure(7, 3)
+    axes, said = figure.add_subplot(), []
+    for name, colour, style in zip(names, COLOURS, ("-", "--"), strict=True):
+        points = [(row[x], row[name]) for row in history if row.get(name) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, color=colour, label=name.replace("_", " "))
+            best, (last, end) = min(points, key=lambda point: point[1]), points[-1]
+            lowest = "" if best[1] == end else f", after {best[1]:.4g} at {x} {best[0]:,}"
+            said.append(f"{name.replace('_', ' ')} {end:.4g} at {x} {last:,}{lowest}")
+    axes.set(xlabel=x)
+    axes.legend()
+    return Picture(title, f"Training curve: {'; '.join(said)}.", as_svg(figure))
+
+
+def confusion(title: str, path: Path, x: str, y: str) -> Picture:
+    """How often each class is taken for each; the words name the most frequent mistake."""
+    counts: dict[tuple[str, str], int] = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            counts[row[x], row[y]] = counts.get((row[x], row[y]), 0) + 1
+    names = list(dict.fromkeys(name for pair in sorted(counts) for name in pair))
+    wrong = {pair: count for pair, count in counts.items() if pair[0] != pair[1]}
+    about = f"{sum(wrong.values()):,} of {sum(counts.values()):,} images are taken for another class"
+    if wrong:
+        worst = max(wrong, key=wrong.__getitem__)
+        about += f"; most often {worst[0]} for {worst[1]}, {wrong[worst]:,} times"
+    figure = new_figure(5, 4.5)
+    axes = figure.add_subplot(xlabel=x, ylabel=y)
+    shares = [[counts.get((a, b), 0) / sum(counts.get((a, c), 0) for c in names) for a in names] for b in names]
+    figure.colorbar(axes.imshow(shares, cmap="cividis"), label=f"share of the {x} class")
+    if len(names) <= 30:
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
+    return Picture(title, f"{about}.", as_svg(figure))
+
+
+def as_svg(figure: Any) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return as_source(buffer.getvalue(), ".svg")
+
+
+def as_source(data: bytes, suffix: str) -> str:
+    return f"data:{TYPES[suffix]};base64,{base64.b64encode(data).decode()}"
+
+
+def settings(name: str, section: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """(name, value, default, meaning) of the parameters of a stage that are not at their defaults."""
+    if not (ROOT / f"stages/{name}.py").exists():
+        return []
+    rows = parameters_of(import_module(f"stages.{name}").Config, section)
+    return [(x.name, str(x.value), str(x.default), x.meaning) for x in rows if x.value != x.default]
+
+
+def run_of(recipe: Path, name: str) -> dict[str, Any]:
+    """A stage, its tensors with their digests, and the log of its run where that wrote the files that are here."""
+    files = files_of(name, recipe, (), None)[1]
+    digests = {file: digest_of(path) for file, path in files.items() if path.exists()}
+    log = read_json(recipe / LOGS / f"{name}.json")
+    return {
+        "stage": name,
+        "files": [(file, digest[:12]) for file, digest in digests.items() if file.endswith(".safetensors")],
+        "log": log if log and log["outputs"] == digests else None,
+    }
+
+
+def commit() -> str:
+    """The commit of the code, with a mark where files have changed since; empty where there is no git."""
+    try:
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def read_json(path: Path) -> Any:
+    """The contents of a file; an empty mapping where it is not there. Raises: InputError where it is no JSON."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        raise InputError(f"{path} is no JSON; remove it, and run the stage again that writes it") from None
+
+
+main = stage("report", Config, compute, __doc__)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""The report: one file that needs no other, with all that is there, for those who see, print, hear or type."""
+
+import base64
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from conftest import ROOT, run_in
+from PIL import Image
+
+from stages.report import COLOURS, PICTURES, cell
+from stages.runner import read_yaml
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+VOID = {"meta", "link", "img", "br"}
+
+
+class Page(HTMLParser):
+    """The elements of a page, and its text; every element that is opened is closed."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.source = path.read_text("utf-8")
+        self.feed(self.source)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def page(project) -> Page:
+    return Page(project / "artifacts/report/report.html")
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance, as the Web Content Accessibility Guidelines 2.2 define it."""
+    digits = colour.removeprefix("#")
+    digits = "".join(2 * digit for digit in digits) if len(digits) == 3 else digits
+    parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    red, green, blue = (x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one: str, other: str) -> float:
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_contrast_is_that_of_the_guidelines():
+    assert contrast("#000", "#fff") == pytest.approx(21)
+    assert contrast("#767676", "#ffffff") == pytest.approx(4.54, abs=0.01)
+
+
+def test_colours_are_readable():
+    style = (ROOT / "stages/runner/report.html").read_text("utf-8")
+    colours = dict(re.findall(r"--(\w+): (#\w+)", style))
+    for text in ("text", "soft", "link"):
+        for back in ("back", "stripe"):
+            assert contrast(colours[text], colours[back]) >= 4.5, (text, back)
+    assert all(contrast(colour, "#fff") >= 4.5 for colour in COLOURS)
+
+
+@pytest.mark.slow
+def test_it_needs_no_other_file(page):
+    addresses = re.findall(r"""(?:src|href)=["']([^"']*)""", page.source)
+    assert [a for a in addresses if not a.startswith(("data:", "#"))] == []
+    assert "<script" not in page.source
+    assert not re.search(r"url\(|@import", page.source)
+
+
+@pytest.mark.slow
+def test_every_picture_is_whole_and_said_in_words(page, project):
+    images = page.all("img")
+    assert len(images) == len(PICTURES) + 4 + 1  # the curves and the confusion of the classifier
+    kinds = []
+    for image in images:
+        kind, _, data = (image["src"] or "").partition(";base64,")
+        content = base64.b64decode(data, validate=True)
+        kinds.append(kind)
+        if kind == "data:image/svg+xml":
+            ElementTree.fromstring(content)
+        else:
+            Image.open(io.BytesIO(content)).verify()
+        assert len(image["alt"] or "") > 20
+    assert kinds.count("data:image/svg+xml") == 5
+    assert kinds.count("data:image/gif") == 1
+    grid = base64.b64encode((project / "artifacts/decode/grid.png").read_bytes()).decode()
+    assert grid in (images[0]["src"] or "")
+
+
+@pytest.mark.slow
+def test_it_has_the_whole_table_with_a_sentence_for_each_measure(page, project):
+    table = json.loads((project / "artifacts/report/measures.json").read_text())
+    shown = {key for row in table.values() for key in row if not re.search("^(data|n)$|_std$|_class$", key)}
+    assert len(shown) > 15
+    for key in shown:
+        row = re.search(rf"<code>{key}</code><br><span>(.*?)</span>(.*?)</tr>", page.source)
+        assert row, key
+        assert len(row[1]) > 15
+        for values in table.values():
+            assert f">{cell(values[key])}" in row[2], key
+
+
+@pytest.mark.slow
+def test_it_says_what_was_chosen_and_what_ran(page, project):
+    assert re.search(r"<code>kl_weight</code></th><td>0.02</td><td>\(required\)</td>", page.source)
+    assert re.search(r"<code>optimisation.lr_final</code></th><td>0.01</td><td>0.0</td>", page.source)
+    assert "<code>optimisation.betas</code>" not in page.source  # at its default
+    for stage in read_yaml(project / "dvc.yaml")["stages"]:
+        if stage == "report":
+            continue
+        log = json.loads((project / f"artifacts/logs/{stage}.json").read_text())
+        assert log["seconds"] > 0
+        assert 50 < log["peak_mib"] < 20_000
+        assert log["threads"] == 1
+        assert f"<td>{log['ended']}</td>" in page.source, stage
+        for digest in (d for file, d in log["outputs"].items() if file.endswith(".safetensors")):
+            assert digest[:12] in page.text
+
+
+@pytest.mark.slow
+def test_the_structure_serves_keyboards_and_screen_readers(page):
+    assert page.all("html") == [{"lang": "en"}]
+    assert page.text.count("Latent diffusion: mnist") == 2  # title and heading
+    assert [tag for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)][:2] == ["h1", "h2"]
+    targets = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
+    for link in page.all("a"):
+        assert (link["href"] or "").removeprefix("#") in targets
+    for _, attributes in page.elements:
+        assert attributes.get("aria-labelledby", next(iter(targets))) in targets
+    assert all("scope" in cell for cell in page.all("th"))
+    wide = [attributes for attributes in page.all("div") if attributes.get("class") == "wide"]
+    assert wide
+    assert all(attributes["tabindex"] == "0" and attributes["aria-label"] for attributes in wide)
+
+
+@pytest.mark.slow
+def test_of_files_from_elsewhere_no_run_is_claimed(project, tmp_path):
+    copy = shutil.copytree(project, tmp_path / "copy")
+    (copy / "artifacts/report/memorisation.json").write_text('{"copies": 0.25}')  # not what the stage wrote
+    shutil.rmtree(copy / "artifacts/decode")  # nor has it run here
+    done = run_in(copy, sys.executable, "-m", "stages.report", "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    page = Page(tmp_path / "out/report.html")
+    for stage, ran in {"memorisation": False, "decode": False, "sample": True}.items():
+        row = page.source.split(f'<th scope="row">{stage}</th>')[1].split("</tr>")[0]
+        assert ("<td>–</td>" not in row) is ran, stage
+    assert re.search(r"<code>copies</code></th><td class=\"number\">0.25</td>", page.source)
+    assert len(page.all("img")) == len(PICTURES) - 3 + 4 + 1
+
+
+@pytest.mark.slow
+def test_names_of_classes_are_text(project, tmp_path):
+    copy = shutil.copytree(project, tmp_path / "copy")
+    confusion = copy / "artifacts/train_classifier/confusion.csv"
+    confusion.write_text("actual,predicted\n<b>$x^2$&,<b>$x^2$&\n<b>$x^2$&,木\n木,木\n", "utf-8")
+    done = run_in(copy, sys.executable, "-W", "ignore", "-m", "stages.report", "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    page = Page(tmp_path / "out/report.html")
+    assert "1 of 3 images are taken for another class; most often <b>$x^2$& for 木, 1 times." in page.text
+    assert "<b>" not in page.source
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+@pytest.mark.parametrize("width", [360, 1280])
+def test_a_browser_shows_it(project, tmp_path, width):
+    """No error, no broken picture, and nothing wider than the window."""
+    page = (project / "artifacts/report/report.html").read_text("utf-8")
+    check = """<script>addEventListener("load", () => {
+        const broken = [...document.images].filter(image => !image.naturalWidth).length;
+        const wide = document.documentElement.scrollWidth > innerWidth;
+        document.title = `images ${document.images.length}, broken ${broken}, wide ${wide}`; });</script></body>"""
+    (tmp_path / "page.html").write_text(page.replace("</body>", check), "utf-8")
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
+    command += [
+        f"--window-size={width},2000",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        f"file://{tmp_path}/page.html",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert f"<title>images {len(PICTURES) + 5}, broken 0, wide false</title>" in done.stdout
+    assert "CONSOLE" not in done.stderr
