@@ -94,12 +94,16 @@ class Training:
         self.sums = torch.zeros(5, device=self.device, dtype=torch.float64)
         self.seen = 0  # steps since the last record
 
-    def advance(self) -> Record | None:
-        """Take a step; every `record_every` steps and at the end, return a record. Raises: Diverged."""
+    def advance(self, share: float | None = None) -> Record | None:
+        """Take a step; every `record_every` steps and at the end, return a record. Raises: Diverged.
+
+        share: for a run that ends at a time and not at a number of steps, the share of its time that has passed; where
+        that is 1, this step is the last.
+        """
         settings = self.settings
         self.step += 1
         for name, optimizer in self.optimizers.items():
-            rate = learning_rate(settings, self.step, settings.muon_lr if name == "muon" else settings.lr)
+            rate = learning_rate(settings, self.step, settings.muon_lr if name == "muon" else settings.lr, share)
             for group in optimizer.param_groups:
                 group["lr"].fill_(rate)
         # after n steps the decay is at most (1 + n) / (10 + n), the ramp of TensorFlow's ExponentialMovingAverage: it
@@ -109,8 +113,8 @@ class Training:
         self.index.copy_(next(self.order))
         self._replay() if settings.capture else self._take()
         self.seen += 1
-        due = self.step == settings.steps or self.step % settings.record_every == 0
-        return self._record() if due else None
+        last = self.step == settings.steps if share is None else share >= 1
+        return self._record() if last or self.step % settings.record_every == 0 else None
 
     def _take(self) -> None:
         """What the device does in a step."""
@@ -246,9 +250,12 @@ def check_compiler(device: torch.device) -> None:
         raise InputError("compile needs the package triton on a GPU; install it, or set compile to false")
 
 
-def learning_rate(settings: Optimisation, step: int, peak: float) -> float:
-    """Linear warm-up to the peak, then half a cosine down to `lr_final` of it; step counts from 1."""
+def learning_rate(settings: Optimisation, step: int, peak: float, share: float | None = None) -> float:
+    """Linear warm-up to the peak, then half a cosine down to `lr_final` of it; step counts from 1.
+
+    share: of the time that the run has, for one that ends at a time; the cosine follows it from its beginning.
+    """
     if step <= settings.warmup:
         return peak * step / settings.warmup
-    progress = (step - settings.warmup) / max(settings.steps - settings.warmup, 1)
+    progress = (step - settings.warmup) / max(settings.steps - settings.warmup, 1) if share is None else min(share, 1)
     return peak * (settings.lr_final + (1 - settings.lr_final) * (1 + math.cos(math.pi * progress)) / 2)

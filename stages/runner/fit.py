@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-from ldm import artifacts, training
+from ldm import InputError, artifacts, training
 from ldm.lazy import Module, Tensor, torch
 from stages.runner.checkpoints import FOLDER, Checkpoints
 from stages.runner.processes import RANK, leave
@@ -28,35 +28,51 @@ def fit(
     keep_at: int | None = None,
     kept: dict[str, Tensor] | None = None,
 ) -> N:
-    """Train to the end behind a bar with loss, images/s and time left, and write history.json.
+    """Train to the end behind a bar with loss, images/s and time left.
 
     validate: from the averaged network to its loss on the validation images. kept: receives the weights of the averaged
     network at step `keep_at`, a multiple of record_every.
 
-    Returns the averaged network. Checkpoints are written at intervals; where an earlier run has left one, training
-    goes on from it. history.json has one row per record, with the validation loss in about POINTS of them and null in
-    the others. Under torchrun the first process returns, and the others end. Raises: Diverged, after the last good
-    network was written beside the checkpoints; Interrupted.
+    Returns the averaged network. The end is at a number of steps, or with `run.until` at a time. Checkpoints are
+    written at intervals; where an earlier run has left one, training goes on from it. history.json is written at each
+    record, to be watched: one row per record, with the validation loss in about POINTS of them and null in the others.
+    Under torchrun the first process returns, and the others end. Raises: Diverged, after the last good network was
+    written beside the checkpoints; Interrupted; InputError where the time is up before step `keep_at`.
     """
     settings, distributed = trainer.settings, training.distributed
     kept = {} if kept is None else kept
     every = max(settings.steps // (POINTS * settings.record_every), 1)
     checkpoints = Checkpoints(run)
+    if not RANK:
+        run.set_aside()
     curve: list[dict[str, Any]] = []
+    before = 0.0  # seconds of training in interrupted runs
     state = distributed.broadcast(None if RANK else checkpoints.latest())
     if state is not None:
         trainer.load_state(state)
         curve = json.loads(state["history"].numpy().tobytes())
         kept.update({key.removeprefix("kept."): x for key, x in state.items() if key.startswith("kept.")})
+        before = state["seconds"].item()
+        run.notes["resumed_at"] = trainer.step
     first, started, told = trainer.step, time.monotonic(), False
-    with bar(settings.steps * settings.batch_size, "img", run.name, trainer.step * settings.batch_size) as progress:
-        while trainer.step < settings.steps:
+
+    def share(step: int) -> float:
+        """How much of the training is over after a step."""
+        if not run.until:
+            return step / settings.steps
+        seconds = before + time.monotonic() - started
+        return distributed.all_reduce_max(round(1000 * seconds)) / 1000 / run.until
+
+    over, total = share(trainer.step), None if run.until else settings.steps * settings.batch_size
+    with bar(total, "img", run.name, trainer.step * settings.batch_size) as progress:
+        while over < 1:
+            over = share(trainer.step + 1)
             try:
-                record = trainer.advance()
+                record = trainer.advance(over if run.until else None)
             except training.loop.Diverged as error:
                 raise _with_last_good(run, error) from None
             passed = time.monotonic() - started
-            if passed > TELL_AFTER and not told and not RANK:
+            if passed > TELL_AFTER and not told and not RANK and not run.until:
                 told = True
                 left = passed * (settings.steps - trainer.step) / (trainer.step - first)
                 said = (
@@ -66,23 +82,32 @@ def fit(
             if record is not None:
                 if record.step == keep_at:
                     kept.update({name: tensor.clone() for name, tensor in record.averaged.state_dict().items()})
-                checked = not RANK and (len(curve) % every == every - 1 or record.step == settings.steps)
+                points = sum(row["validation_loss"] is not None for row in curve)
+                due = over * POINTS >= points + 1 if run.until else len(curve) % every == every - 1
+                checked = not RANK and (due or over >= 1)
                 validation = validate(cast(N, record.averaged)) if checked else None
                 losses = {"loss": record.loss, "validation_loss": validation}
                 curve.append({"step": record.step} | {name: _finite(loss) for name, loss in losses.items()})
+                if not RANK:
+                    run.write_json("history.json", curve)
                 progress.set_postfix(loss=f"{record.loss:.4f}", skipped=record.skipped, refresh=False)
                 progress.update(record.step * settings.batch_size - progress.n)
             poll = trainer.step % POLL_EVERY == 0 or distributed.world_size() == 1
             stop = distributed.all_reduce_max(checkpoints.signal) if poll else 0
-            if not RANK and (stop or checkpoints.due() or trainer.step == settings.steps):
+            if not RANK and (stop or checkpoints.due() or over >= 1):
                 history = torch.frombuffer(bytearray(json.dumps(curve).encode()), dtype=torch.uint8)
-                own = {"history": history} | {f"kept.{key}": tensor for key, tensor in kept.items()}
+                seconds = torch.tensor(before + passed, dtype=torch.float64)
+                own = {"history": history, "seconds": seconds} | {f"kept.{key}": x for key, x in kept.items()}
                 checkpoints.save(trainer.step, trainer.state() | own)
             if stop:
                 raise SystemExit(128 + stop) if RANK else checkpoints.interrupted(stop)
     checkpoints.finished()
     leave()
-    run.write_json("history.json", curve)
+    run.write_json("history.json", curve)  # where all of the run was resumed too
+    if run.until:
+        run.facts["steps_taken"] = trainer.step
+    if keep_at and not kept:
+        raise InputError(f"the time was up after {trainer.step} steps, before guide_step {keep_at}; give it more")
     return cast(N, trainer.averaged)
 
 

@@ -11,7 +11,7 @@ from stages.runner.processes import RANK
 T = TypeVar("T")
 
 
-def bar(total: int, unit: str, label: str, initial: int = 0) -> tqdm:
+def bar(total: int | None, unit: str, label: str, initial: int = 0) -> tqdm:
     """A tqdm bar on standard error; in a log file it is one line every 20 seconds. Only the first process shows it."""
     terminal = sys.stderr.isatty()
     where = {"file": sys.stderr, "mininterval": 0.2} if terminal else {"file": _Lines(sys.stderr), "mininterval": 20}

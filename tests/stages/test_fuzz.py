@@ -171,7 +171,7 @@ def test_any_text_as_params(folder, monkeypatch, capsys):
 
 
 FLAGS = ["--set", "--in", "--out", "--params", "--section", "--device", "--save-every", "--processes", "--recipe"]
-FLAGS += ["--no-resume", "--deterministic", "--help"]
+FLAGS += ["--until", "--no-resume", "--deterministic", "--help"]
 PLAIN = ["cpu", "cuda:7", "out", "..", ".", "", "seed=1", "seed", "=", "x=y=z", "0", "-1", "nan", "images=/dev/zero"]
 WORDS = st.one_of(
     st.sampled_from(FLAGS),

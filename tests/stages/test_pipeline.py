@@ -43,7 +43,10 @@ def unchanged(project, tmp_path_factory) -> Path:
 def stages_to_run(folder: Path) -> set[str]:
     """The stages that `dvc repro` would run whatever the others' new outputs are."""
     with Repo(str(folder)) as repo:
-        return {name.rpartition(":")[2] for name in repo.status(targets=[str(folder / "dvc.yaml")])}
+        found = repo.status(targets=[str(folder / "dvc.yaml")])
+        return {name.rpartition(":")[2] for name, changes in found.items() if changes != ["always changed"]} - {
+            "report"
+        }
 
 
 def load(folder: Path, stage: str, kind: str) -> artifacts.Artifact:
@@ -58,7 +61,7 @@ def test_a_second_repro_does_nothing(project):
     before = (project / "dvc.lock").read_bytes()
     done = run_in(project, "dvc", "repro")
     assert done.returncode == 0
-    assert "Running stage" not in done.stdout
+    assert re.findall("Running stage '(.*)'", done.stdout) == ["report"]
     assert (project / "dvc.lock").read_bytes() == before
     assert (project / "dvc.yaml").read_bytes() == (ROOT / "dvc.yaml").read_bytes()
 
@@ -261,7 +264,7 @@ def test_divergence_keeps_the_last_good_weights(copy, tmp_path):
     changes = ["lr=1.0", "clip_norm=1e30", "max_skipped=1", "warmup=0"]
     arguments = [a for s in changes for a in ("--set", f"optimisation.{s}")]
     script = "import ldm.training.loop as t; old = t.learning_rate; "
-    script += "t.learning_rate = lambda s, i, peak: 1e30 if i > 12 else old(s, i, peak); "
+    script += "t.learning_rate = lambda s, i, *rest: 1e30 if i > 12 else old(s, i, *rest); "
     script += "import sys, stages.train_diffusion as m; sys.argv[0] = 'train_diffusion'; m.main()"
     done = run_in(copy, sys.executable, "-c", script, *arguments, "--out", str(tmp_path / "out"))
     assert done.returncode == 2
