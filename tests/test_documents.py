@@ -42,7 +42,8 @@ FIGURE_CELL = re.compile(r"\**−?\d[\d,]*(\.\d+)?( ?(±.*|%|M|s|min.*|h))?\**")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^]]*\]\(([^)\s]+)\)")
 FOLDERS = ("ldm", "stages", "tools", "recipes", "bench", "docs", "tests", "artifacts")
-MADE_BY_THE_READER = {"recipes/leaves"}  # by a command that the documents show
+# by commands that the documents show
+MADE_BY_THE_READER = {"recipes/leaves", "artifacts/report/report.html"}
 
 
 class Table(NamedTuple):
