@@ -10,14 +10,17 @@ import io
 import json
 import re
 import subprocess
+from collections import Counter
+from collections.abc import Iterator
 from importlib import import_module
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ldm import InputError, Section, artifacts
-from stages.runner import DAG, LOGS, PARAMS, ROOT, Run, digest_of, files_of, new_figure, parameters_of, read_yaml, stage
+from ldm import InputError, Section, artifacts, data
+from stages.runner import DAG, LOGS, ROOT, Run, digest_of, files_of, new_figure, parameters_of, read_yaml, stage
 
 TEMPLATE = "report.html"
 TYPES = {".png": "image/png", ".gif": "image/gif", ".svg": "image/svg+xml"}
@@ -45,7 +48,7 @@ COUNTED = {
     "coverage": "share of the neighbourhoods of real images that hold an image of the row",
 }
 MEMORISATION = {
-    "copies": "share of the generated images that pass for copies of training images",
+    "copies": "share of the generated images that pass for copies of training images (in the table above: a ratio)",
     "false_alarms": "the same share of real images, which are none",
     "found_decoded": "share found of planted copies that went through the autoencoder",
     "found_shifted": "share found of planted copies that were shifted by a pixel",
@@ -72,16 +75,17 @@ class Measure(NamedTuple):
 
 def compute(run: Run[Config]) -> None:
     recipe = run.recipe
-    dag, params = read_yaml(recipe / DAG), read_yaml(recipe / PARAMS)
+    dag, params = read_yaml(recipe / DAG), read_yaml(run.params)
     plots = sorted(dag.get("plots", []), key=lambda entry: not isinstance(entry, str))  # pictures first, then curves
-    table, found = (read_json(recipe / f"artifacts/report/{name}.json") for name in ("measures", "memorisation"))
+    table, found = (read_json(run.inputs[name]) if name in run.inputs else {} for name in ("measures", "memorisation"))
     table = dict(sorted(table.items(), key=lambda row: row[0] != "diffusion"))  # the model's row first
     template = Environment(loader=FileSystemLoader(ROOT / "stages/runner"), autoescape=True, undefined=StrictUndefined)
     page = template.get_template(TEMPLATE).render(
+        kind="Latent diffusion" if "train_vae" in dag["stages"] else "Diffusion",
         data=next((row["data"] for row in table.values()), recipe.resolve().name),
         rows=[f"{name.replace('_', ' ')} ({row['n']:,})" for name, row in table.items()],
         measures=list(measures(table)),
-        pictures=[picture for entry in plots if (picture := picture_of(recipe, entry))],
+        pictures=[picture for entry in plots for picture in pictures_of(recipe, entry)],
         memorisation=[(name, meaning, cell(found[name])) for name, meaning in MEMORISATION.items() if name in found],
         settings={name: settings(name, params[name]) for name in dag["stages"] if name in params},
         runs=[run_of(recipe, name) for name in dag["stages"] if name != run.name],
@@ -111,58 +115,58 @@ def cell_of(row: dict[str, Any], key: str) -> str:
 def cell(value: Any) -> str:
     """A figure to three digits, a large one whole; a name as it is; – for none."""
     if isinstance(value, float):
-        return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+        return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
     return "–" if value is None else str(value)
 
 
-def picture_of(recipe: Path, entry: Any) -> Picture | None:
-    """What an entry of `plots` in dvc.yaml shows; None where its file is not there, or of another kind."""
+def pictures_of(recipe: Path, entry: Any) -> Iterator[Picture]:
+    """What an entry of `plots` in dvc.yaml shows; nothing where a file is not there, or of another kind."""
     if isinstance(entry, str):
         path = recipe / entry
         heading, about = PICTURES.get(path.name, (path.stem.replace("_", " "), f"The picture {path.name}."))
-        listed = path.exists() and path.suffix in TYPES and path.name != "table.png"  # the page has the table as text
-        return Picture(heading, about, as_source(path.read_bytes(), path.suffix)) if listed else None
-    (title, about), *_ = entry.items()
-    if isinstance(about.get("y"), dict):
-        (file, names), *_ = about["y"].items()
-        history = read_json(recipe / file)
-        return curves(title, history, about["x"], names) if history else None
-    if about.get("template") == "confusion" and (recipe / title).exists():
-        return confusion(about["title"], recipe / title, about["x"], about["y"])
-    return None
+        # the page has the table as text
+        if path.exists() and path.suffix in TYPES and path.name != "table.png":
+            yield Picture(heading, about, as_source(path.read_bytes(), path.suffix))
+        return
+    for title, about in entry.items():
+        x, y = ((about or {}).get(axis) for axis in ("x", "y"))
+        for file, names in y.items() if isinstance(y, dict) else ():
+            yield from curves(
+                title, read_json(recipe / file), x or "step", [names] if isinstance(names, str) else names
+            )
+        if isinstance(y, str) and about.get("template") == "confusion" and (recipe / title).exists():
+            yield confusion(about.get("title", title), recipe / title, x, y)
 
 
-def curves(title: str, history: list[dict[str, Any]], x: str, names: list[str]) -> Picture:
-    """Training curves; the words say where each of them ends, and where it was lowest."""
+def curves(title: str, history: list[dict[str, Any]], x: str, names: list[str]) -> Iterator[Picture]:
+    """Training curves; the words say where each of them ends, and where it was lowest. Without points, no picture."""
     figure = new_figure(7, 3)
-    axes, said = figure.add_subplot(), []
-    for name, colour, style in zip(names, COLOURS, ("-", "--"), strict=True):
+    axes, said = figure.add_subplot(xlabel=x), []
+    for name, colour, style in zip(names, cycle(COLOURS), cycle(("-", "--", ":"))):
         points = [(row[x], row[name]) for row in history if row.get(name) is not None]
         if points:
             axes.plot(*zip(*points, strict=True), style, color=colour, label=name.replace("_", " "))
             best, (last, end) = min(points, key=lambda point: point[1]), points[-1]
             lowest = "" if best[1] == end else f", after {best[1]:.4g} at {x} {best[0]:,}"
             said.append(f"{name.replace('_', ' ')} {end:.4g} at {x} {last:,}{lowest}")
-    axes.set(xlabel=x)
-    axes.legend()
-    return Picture(title, f"Training curve: {'; '.join(said)}.", as_svg(figure))
+    if said:
+        axes.legend()
+        yield Picture(title, f"Training curve: {'; '.join(said)}.", as_svg(figure))
 
 
 def confusion(title: str, path: Path, x: str, y: str) -> Picture:
     """How often each class is taken for each; the words name the most frequent mistake."""
-    counts: dict[tuple[str, str], int] = {}
     with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            counts[row[x], row[y]] = counts.get((row[x], row[y]), 0) + 1
-    names = list(dict.fromkeys(name for pair in sorted(counts) for name in pair))
-    wrong = {pair: count for pair, count in counts.items() if pair[0] != pair[1]}
-    about = f"{sum(wrong.values()):,} of {sum(counts.values()):,} images are taken for another class"
-    if wrong:
-        worst = max(wrong, key=wrong.__getitem__)
-        about += f"; most often {worst[0]} for {worst[1]}, {wrong[worst]:,} times"
+        pairs = Counter((row[x], row[y]) for row in csv.DictReader(file))
+    totals = Counter(actual for actual, _ in pairs.elements())
+    names = sorted({name for pair in pairs for name in pair}, key=data.image_folder.as_people_sort)
+    wrong = Counter({pair: count for pair, count in pairs.items() if pair[0] != pair[1]})
+    about = f"{wrong.total():,} of {pairs.total():,} images are taken for another class"
+    for (actual, predicted), count in wrong.most_common(1):
+        about += f"; most often {actual} for {predicted}, {count:,} times"
     figure = new_figure(5, 4.5)
     axes = figure.add_subplot(xlabel=x, ylabel=y)
-    shares = [[counts.get((a, b), 0) / sum(counts.get((a, c), 0) for c in names) for a in names] for b in names]
+    shares = [[pairs[actual, predicted] / max(totals[actual], 1) for actual in names] for predicted in names]
     figure.colorbar(axes.imshow(shares, cmap="cividis"), label=f"share of the {x} class")
     if len(names) <= 30:
         axes.set_xticks(range(len(names)), names, rotation=90)
@@ -176,8 +180,8 @@ def as_svg(figure: Any) -> str:
     return as_source(buffer.getvalue(), ".svg")
 
 
-def as_source(data: bytes, suffix: str) -> str:
-    return f"data:{TYPES[suffix]};base64,{base64.b64encode(data).decode()}"
+def as_source(content: bytes, suffix: str) -> str:
+    return f"data:{TYPES[suffix]};base64,{base64.b64encode(content).decode()}"
 
 
 def settings(name: str, section: dict[str, Any]) -> list[tuple[str, str, str, str]]:
@@ -185,7 +189,13 @@ def settings(name: str, section: dict[str, Any]) -> list[tuple[str, str, str, st
     if not (ROOT / f"stages/{name}.py").exists():
         return []
     rows = parameters_of(import_module(f"stages.{name}").Config, section)
-    return [(x.name, str(x.value), str(x.default), x.meaning) for x in rows if x.value != x.default]
+    own = [(x.name, as_written(x.value), as_written(x.default), x.meaning) for x in rows]
+    return [row for row in own if row[1] != row[2]]
+
+
+def as_written(value: Any) -> str:
+    """A parameter's value as params.yaml has it."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def run_of(recipe: Path, name: str) -> dict[str, Any]:
@@ -204,7 +214,11 @@ def commit() -> str:
     """The commit of the code, with a mark where files have changed since; empty where there is no git."""
     try:
         return subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=True
+            ["git", "describe", "--always", "--dirty= with changes"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""

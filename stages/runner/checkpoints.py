@@ -64,6 +64,13 @@ def first_difference(here: Any, there: Any, path: str = "") -> str:
     return next(filter(None, differences), "")
 
 
+def is_longer(here: dict[str, Any], there: dict[str, Any]) -> bool:
+    """Whether a run is another one with more steps, and with nothing else changed."""
+    own, other = (facts["parameters"].get("optimisation", {}) for facts in (here, there))
+    same = there["parameters"] | {"optimisation": other | {"steps": own.get("steps")}}
+    return bool(own) and here == there | {"parameters": same} and own["steps"] > other["steps"]
+
+
 class Checkpoints:
     """The states of one run, or of one process of it.
 
@@ -95,14 +102,14 @@ class Checkpoints:
             if time.time() - max(path.stat().st_mtime for path in [file, *states]) > WEEK:
                 shutil.rmtree(file.parent, ignore_errors=True)
             elif states and file.parent != self.folder:
-                difference = first_difference(self.facts, json.loads(file.read_text("utf-8")))
-                about = f"{file.parent} ({difference.removeprefix('parameters.')})"
+                there = json.loads(file.read_text("utf-8"))
+                about = f"{file.parent} ({first_difference(self.facts, there).removeprefix('parameters.')})"
                 if not (file.parent / "finished").exists():
                     remedy = "python -m tools.check --clean removes them"
                     self._say(f"an unfinished run has left states in {about}; {remedy}")
-                elif difference.startswith("parameters.optimisation.steps"):
-                    why = "its learning rate fell to the end there"
-                    self._say(f"the finished run in {about} is not gone on from, since {why}: this one starts anew")
+                elif is_longer(self.facts, there):
+                    why = "whose learning rate has fallen to its end: this one starts anew"
+                    self._say(f"it cannot go on from the finished run in {about}, {why}")
 
     def due(self) -> bool:
         """Whether `save_every` seconds have passed since the last state."""
@@ -134,6 +141,7 @@ class Checkpoints:
                 path.replace(path.with_suffix(".corrupt"))
                 continue
             self._say(f"resuming from {path}")
+            self.run.notes["resumed_at"] = int(path.stem.removeprefix(self.prefix))
             return state.tensors
         return None
 

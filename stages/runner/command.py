@@ -79,13 +79,13 @@ def stage(
         if out is None and (settings or sources or params or section != name):
             raise InputError("--set, --in, --section and --params need --out FOLDER, so that no result is overwritten")
         until = seconds_of(given["until"], config, out)
-        values = with_settings(read_section(params or recipe / PARAMS, section), settings)
+        params = params or recipe / PARAMS
+        values = with_settings(read_section(params, section), settings)
         inputs, outputs = files_of(name, recipe, sources, out)
         device = pick_device(given["device"])
         parsed = settle_precision(config.parse(values, section), device)
-        this = Run(
-            name, parsed, inputs, outputs, device, given["save_every"], not given["no_resume"], recipe, out, until
-        )
+        this = Run(name, parsed, inputs, outputs, device, given["save_every"], not given["no_resume"])
+        this = replace(this, recipe=recipe, params=params, out=out, until=until)
         for folder in sorted({path.parent for path in outputs.values()}):
             check_writable(folder)
         if processes.UNDER_TORCHRUN and not parallel:

@@ -13,7 +13,7 @@ from ldm.lazy import Module, Tensor, torch
 from stages.runner.checkpoints import FOLDER, Checkpoints
 from stages.runner.processes import RANK, leave
 from stages.runner.progress import bar
-from stages.runner.run import Run
+from stages.runner.run import Run, warn
 
 N = TypeVar("N", bound="Module")
 POINTS = 8  # validations along a training curve, about
@@ -53,8 +53,8 @@ def fit(
         curve = json.loads(state["history"].numpy().tobytes())
         kept.update({key.removeprefix("kept."): x for key, x in state.items() if key.startswith("kept.")})
         before = state["seconds"].item()
-        run.notes["resumed_at"] = trainer.step
     first, started, told = trainer.step, time.monotonic(), False
+    points = sum(row["validation_loss"] is not None for row in curve)
 
     def share(step: int) -> float:
         """How much of the training is over after a step."""
@@ -82,21 +82,20 @@ def fit(
             if record is not None:
                 if record.step == keep_at:
                     kept.update({name: tensor.clone() for name, tensor in record.averaged.state_dict().items()})
-                points = sum(row["validation_loss"] is not None for row in curve)
                 due = over * POINTS >= points + 1 if run.until else len(curve) % every == every - 1
                 checked = not RANK and (due or over >= 1)
+                points += checked
                 validation = validate(cast(N, record.averaged)) if checked else None
                 losses = {"loss": record.loss, "validation_loss": validation}
                 curve.append({"step": record.step} | {name: _finite(loss) for name, loss in losses.items()})
-                if not RANK:
-                    run.write_json("history.json", curve)
+                _show(run, curve)
                 progress.set_postfix(loss=f"{record.loss:.4f}", skipped=record.skipped, refresh=False)
                 progress.update(record.step * settings.batch_size - progress.n)
             poll = trainer.step % POLL_EVERY == 0 or distributed.world_size() == 1
             stop = distributed.all_reduce_max(checkpoints.signal) if poll else 0
             if not RANK and (stop or checkpoints.due() or over >= 1):
                 history = torch.frombuffer(bytearray(json.dumps(curve).encode()), dtype=torch.uint8)
-                seconds = torch.tensor(before + passed, dtype=torch.float64)
+                seconds = torch.tensor(before + time.monotonic() - started, dtype=torch.float64)
                 own = {"history": history, "seconds": seconds} | {f"kept.{key}": x for key, x in kept.items()}
                 checkpoints.save(trainer.step, trainer.state() | own)
             if stop:
@@ -109,6 +108,15 @@ def fit(
     if keep_at and not kept:
         raise InputError(f"the time was up after {trainer.step} steps, before guide_step {keep_at}; give it more")
     return cast(N, trainer.averaged)
+
+
+def _show(run: Run[Any], curve: list[dict[str, Any]]) -> None:
+    """Bring history.json up to date for those who watch it; the run can go on without."""
+    try:
+        if not RANK:
+            run.write_json("history.json", curve)
+    except OSError as error:
+        warn(run.name, f"history.json is not up to date ({error.strerror}); free space for the end of the run")
 
 
 def _finite(loss: float | None) -> float | None:

@@ -11,10 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ldm import artifacts, training
+from ldm import artifacts
 from ldm.lazy import torch
 from stages.runner.checkpoints import cpu_kind, digest_of
-from stages.runner.run import Run
+from stages.runner.processes import COUNT
+from stages.runner.run import Run, warn
 
 LOGS = Path("artifacts/logs")  # below the folder of dvc.yaml
 
@@ -29,7 +30,10 @@ def write_log(run: Run[Any], started: float, precision: str) -> None:
     about |= {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}  # Linux counts in KiB
     about |= {"gpu_peak_mib": torch.cuda.max_memory_allocated(run.device) // 2**20} if cuda else {}
     about |= {"device": torch.cuda.get_device_name(run.device) if cuda else cpu_kind(), "precision": precision}
-    about |= {"threads": torch.get_num_threads(), "processes": training.distributed.world_size()}
+    about |= {"threads": torch.get_num_threads(), "processes": COUNT}
     about |= {"python": platform.python_version(), "torch": torch.__version__} | run.notes
     about["outputs"] = {path.name: digest_of(path) for path in run.outputs.values() if path.exists()}
-    artifacts.write_atomic(run.recipe / LOGS / f"{run.name}.json", json.dumps(about, indent=1).encode())
+    try:
+        artifacts.write_atomic(run.recipe / LOGS / f"{run.name}.json", json.dumps(about, indent=1).encode())
+    except OSError as error:  # the stage has done its work
+        warn(run.name, f"no log could be kept in {run.recipe / LOGS} ({error.strerror}); free space there")

@@ -13,7 +13,8 @@ from stages.runner.run import Run
 # RANK and WORLD_SIZE are also set by schedulers of clusters; torchrun alone sets its run's name
 TORCHRUN = "TORCHELASTIC_RUN_ID" in os.environ
 RANK = int(os.environ["RANK"]) if TORCHRUN else 0  # torchrun's number of this process
-UNDER_TORCHRUN = TORCHRUN and int(os.environ["WORLD_SIZE"]) > 1
+COUNT = int(os.environ["WORLD_SIZE"]) if TORCHRUN else 1
+UNDER_TORCHRUN = COUNT > 1
 
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of the control group of this process
 

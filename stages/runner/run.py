@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from ldm import Artifact, InputError, Section, artifacts
 from ldm.lazy import Tensor
-from stages.runner.parameters import read_yaml
+from stages.runner.parameters import PARAMS, read_yaml
 
 C = TypeVar("C", bound=Section)
 DAG = Path("dvc.yaml")
@@ -27,7 +27,8 @@ class Run(Generic[C]):
     device: str
     save_every: float = 60.0  # seconds between two checkpoints
     resume: bool = True  # whether to go on from an earlier run's checkpoint
-    recipe: Path = Path()  # the folder of params.yaml and dvc.yaml
+    recipe: Path = Path()  # the folder of dvc.yaml
+    params: Path = PARAMS  # the file that the configuration is a section of
     out: Path | None = None  # where a run by hand writes
     until: float | None = None  # seconds after which a training ends, in place of its number of steps
     facts: dict[str, Any] = field(default_factory=dict)  # what artifacts say of the run besides the configuration
@@ -65,7 +66,7 @@ class Run(Generic[C]):
     def set_aside(self) -> None:
         """Rename the tensors that an earlier run has left, beside which this run's other files would be wrong."""
         for path in self.outputs.values():
-            if path.suffix == ".safetensors" and path.exists():
+            if path.suffix == ".safetensors" and path.exists() and path not in self.inputs.values():
                 path.replace(_previous(path))
                 print(f"{self.name}: until the run ends, {path} is {_previous(path).name}", file=sys.stderr)
 

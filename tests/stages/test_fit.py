@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from dataclasses import replace
 from importlib import import_module
 from types import SimpleNamespace
 
@@ -92,6 +93,30 @@ def test_tensors_of_an_earlier_run_are_set_aside_until_the_new_ones_are_there(he
     assert sorted(path.name for path in here.glob("*.safetensors")) == ["vae.safetensors"]
 
 
+def test_what_the_run_reads_itself_is_not_set_aside(here):
+    """A toy makes its latents, and trains on them, in one stage."""
+    run = replace(run_in(here), inputs={"vae": here / "vae.safetensors"})
+    (here / "vae.safetensors").write_bytes(b"its own")
+    fit(run, trainer_of(run), lambda network: 1.0)
+    assert (here / "vae.safetensors").read_bytes() == b"its own"
+
+
+def test_a_full_disk_costs_the_curve_that_is_watched_alone(here, monkeypatch, capsys):
+    written = []
+
+    def full(path, data):
+        written.append(path)
+        if len(written) < 10:
+            raise OSError(28, "No space left on device")
+        path.write_bytes(data)
+
+    monkeypatch.setattr("ldm.artifacts.write_atomic", full)
+    run = run_in(here, save_every=1000.0)
+    fit(run, trainer_of(run), lambda network: 1.0)
+    assert "history.json is not up to date (No space left on device)" in capsys.readouterr().err
+    assert len(history(here)) == 10
+
+
 def test_an_interrupted_run_leaves_the_earlier_tensors(here):
     run = run_in(here)
     (here / "vae.safetensors").write_bytes(b"earlier")
@@ -164,9 +189,12 @@ def test_a_longer_run_says_why_it_starts_anew(here, capsys):
     trainer = trainer_of(longer)
     fit(longer, trainer, lambda network: 1.0)
     said = capsys.readouterr().err
-    assert "optimisation.steps is 20 there and 40 here) is not gone on from" in said
-    assert "learning rate fell to the end there: this one starts anew" in said
+    assert "it cannot go on from the finished run in" in said
+    assert "(optimisation.steps is 20 there and 40 here), whose learning rate has fallen to its end" in said
     assert "resumed_at" not in longer.notes
+    shorter = run_in(here, steps=10)
+    fit(shorter, trainer_of(shorter), lambda network: 1.0)
+    assert "anew" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
