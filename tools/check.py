@@ -41,8 +41,10 @@ def check_parameters(recipe: Path) -> None:
         sample.build("spacing")(configs["train_diffusion"].build("schedule"), sample.steps)
     except InputError as error:
         raise InputError(f"{path}: sample.steps: {error}") from None
-    if configs["train_classifier"].classifier == (second := configs["train_second_classifier"].classifier):
-        raise InputError(f"{path}: train_second_classifier.classifier: {second!r} is the first one's; choose another")
+    classifiers = [config.classifier for config in configs.values() if hasattr(config, "classifier")]
+    if len(classifiers) > len(set(classifiers)):
+        problem = f"train_second_classifier.classifier: {classifiers[1]!r} is the first one's"
+        raise InputError(f"{path}: {problem}; choose another")
     if sample.label is not None:
         raise InputError(f"{path}: sample.label: {sample.label} is one class, but the table is of all; set null")
     if sample.n < evaluate.n:

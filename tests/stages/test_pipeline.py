@@ -291,7 +291,7 @@ def test_divergence_keeps_the_last_good_weights(copy, tmp_path):
     kept = "checkpoints/train_diffusion/last_good.safetensors"
     assert f"the last good weights are in {kept}" in done.stderr
     assert (copy / kept).stat().st_size > 1000
-    assert list((tmp_path / "out").iterdir()) == []
+    assert {path.name for path in (tmp_path / "out").iterdir()} <= {"history.json"}
 
 
 def test_readme_example_samples_digits(project, monkeypatch):

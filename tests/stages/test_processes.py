@@ -119,7 +119,7 @@ def test_kills_of_two_processes_change_nothing(copy, trained, tmp_path):
             process.send_signal(number)  # torchrun passes it on
         _, error = process.communicate(timeout=60)
         assert process.returncode != 0
-        assert not digests(out)
+        assert digests(out).keys() <= {"history.json"}
         if number == signal.SIGTERM:
             assert "train_vae: interrupted; run the same command again, or dvc repro, to resume from" in error
             assert str(states(copy)[-1].relative_to(copy)) in error
@@ -142,7 +142,7 @@ def test_the_death_of_one_process_ends_the_run(copy, tmp_path):
     _, error = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "Signal 9" in error
-    assert not digests(tmp_path / "out")
+    assert digests(tmp_path / "out").keys() <= {"history.json"}
 
 
 @pytest.mark.parametrize(
