@@ -104,6 +104,15 @@ def test_two_processes_draw_the_same_samples(copy, tmp_path):
         assert digests(outs[0]) == digests(outs[1])
 
 
+def test_the_log_counts_the_processes(copy):
+    """In the tracked place; the samples are the same as before."""
+    wanted = digests(copy / "artifacts/sample")
+    done = run_in(copy, sys.executable, "-m", "stages.sample", LDM_PROCESSES="2", **ON_THE_CPU)
+    assert done.returncode == 0, done.stderr
+    assert digests(copy / "artifacts/sample") == wanted
+    assert json.loads((copy / "artifacts/logs/sample.json").read_text())["processes"] == 2
+
+
 def test_kills_of_two_processes_change_nothing(copy, trained, tmp_path):
     rng, out = random.Random(0), tmp_path / "out"
     shutil.rmtree(copy / "checkpoints")
