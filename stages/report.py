@@ -134,7 +134,12 @@ def pictures_of(recipe: Path, entry: Any) -> Iterator[Picture]:
             yield from curves(
                 title, read_json(recipe / file), x or "step", [names] if isinstance(names, str) else names
             )
-        if isinstance(y, str) and about.get("template") == "confusion" and (recipe / title).exists():
+        if (
+            isinstance(x, str)
+            and isinstance(y, str)
+            and about.get("template") == "confusion"
+            and (recipe / title).exists()
+        ):
             yield confusion(about.get("title", title), recipe / title, x, y)
 
 
