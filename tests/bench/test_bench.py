@@ -12,6 +12,7 @@ from bench import __main__ as bench
 from bench.sides import SHAPE, SIDES, N, our_unet
 from bench.worker import timed
 from ldm.errors import InputError
+from ldm.precision import has_bf16
 
 
 @pytest.mark.parametrize("peer", bench.PEERS)
@@ -120,7 +121,8 @@ def test_a_run_from_end_to_end(monkeypatch, tmp_path):
         assert ("share_of_peak" in row) == (what == "train")
         if what == "train":
             assert row["share_of_peak"] == pytest.approx(3 * flops * speed / (peaks[precision] * 1e12), rel=1e-12)
-            assert row["share_of_peak"] < 1
+            if precision == "fp32" or has_bf16("cpu"):  # elsewhere products in bf16 are no peak at all
+                assert row["share_of_peak"] < 1
     text = (tmp_path / "table.md").read_text()
     assert done.stdout.endswith(text + "\n")
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]

@@ -27,7 +27,7 @@ EMBEDDED = {"prepare_data.dataset": "mnist", "prepare_data.source": "embedded", 
 OPTIONS: list[dict[str, Any]] = [
     {"networks.unet.block": "convnext", "penalty": "l1", "schedule": "linear"},
     {"networks.unet.attention": "linear", "penalty": "huber", "schedule": "quadratic"},
-    {"networks.unet.resampling": "fixed", "networks.unet.norm": "layer", "schedule": "sigmoid", "flip": 0.5},
+    {"networks.unet.resampling": "fixed", "networks.unet.norm": "group", "schedule": "sigmoid", "flip": 0.5},
     {"networks.unet.multipliers": [1, 1, 2], "networks.unet.blocks": 2, "networks.unet.dropout": 0.1}
     | {"prediction": "eps", "weighting": "min_snr"},
 ]
@@ -121,7 +121,10 @@ def test_the_options_tried_are_all_that_there_are():
     [
         ("networks.unet.patch=3", "3 does not divide the grid of 28 × 28"),
         ("networks.unet.multipliers=[1, 0]", "width 16 times the multiplier 0 gives 0 channels"),
-        ("networks.unet.width=12", "width 12 times the multiplier 1 gives 12 channels, not a multiple of 8 groups"),
+        (
+            "networks.unet={width: 12, norm: group, groups: 8}",
+            "width 12 times the multiplier 1 gives 12 channels, not a multiple of 8 groups",
+        ),
     ],
 )
 def test_networks_that_do_not_fit_are_refused(pixels, tmp_path, setting, words):
