@@ -129,18 +129,12 @@ def pictures_of(recipe: Path, entry: Any) -> Iterator[Picture]:
             yield Picture(heading, about, as_source(path.read_bytes(), path.suffix))
         return
     for title, about in entry.items():
-        x, y = ((about or {}).get(axis) for axis in ("x", "y"))
+        about = about or {}
+        x, y, path = about.get("x", "step"), about.get("y"), recipe / title
         for file, names in y.items() if isinstance(y, dict) else ():
-            yield from curves(
-                title, read_json(recipe / file), x or "step", [names] if isinstance(names, str) else names
-            )
-        if (
-            isinstance(x, str)
-            and isinstance(y, str)
-            and about.get("template") == "confusion"
-            and (recipe / title).exists()
-        ):
-            yield confusion(about.get("title", title), recipe / title, x, y)
+            yield from curves(title, read_json(recipe / file), x, [names] if isinstance(names, str) else names)
+        if isinstance(y, str) and about.get("template") == "confusion" and path.exists():
+            yield confusion(about.get("title", title), path, x, y)
 
 
 def curves(title: str, history: list[dict[str, Any]], x: str, names: list[str]) -> Iterator[Picture]:
@@ -217,14 +211,9 @@ def run_of(recipe: Path, name: str) -> dict[str, Any]:
 
 def commit() -> str:
     """The commit of the code, with a mark where files have changed since; empty where there is no git."""
+    command = ["git", "describe", "--always", "--dirty= with changes"]
     try:
-        return subprocess.run(
-            ["git", "describe", "--always", "--dirty= with changes"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
 

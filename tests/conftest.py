@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # `tools`, `recipes` and `bench` are those of this checkout
     sys.path.insert(0, str(ROOT))
 
+from stages.runner.checkpoints import SIGNALS  # noqa: E402
 from tools.small import SMALL, change, copy_project, run_in  # noqa: E402
 
 __all__ = ["ROOT", "SMALL", "Run", "change", "copy_project", "run_in"]
@@ -27,6 +29,16 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 def run() -> Run:
     """Run a command in the project's folder."""
     return lambda *command, **environment: run_in(ROOT, *command, **environment)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder to run in; the handlers of signals are put back."""
+    monkeypatch.chdir(tmp_path)
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    yield tmp_path
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -42,16 +41,6 @@ class Trained(Section):
 
 def run_of(config: Section, **changes: Any) -> Run[Any]:
     return replace(Run("stage", config, {}, {}, "cpu"), **changes)
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty folder to keep checkpoints in; the handlers of signals are put back."""
-    monkeypatch.chdir(tmp_path)
-    handlers = {number: signal.getsignal(number) for number in checkpoints.SIGNALS}
-    yield tmp_path
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture

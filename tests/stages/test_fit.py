@@ -17,20 +17,10 @@ from ldm.errors import InputError, Interrupted
 from ldm.training.loop import Batches, Training
 from ldm.training.settings import Optimisation
 from stages import decode, train_classifier, train_vae
-from stages.runner import Run, checkpoints, fit
+from stages.runner import Run, fit
 from stages.runner.command import seconds_of
 
 SETTINGS = {"steps": 100, "batch_size": 4, "lr": 0.1, "lr_final": 0.01, "warmup": 5, "record_every": 10}
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty folder to run in; the handlers of signals are put back."""
-    monkeypatch.chdir(tmp_path)
-    handlers = {number: signal.getsignal(number) for number in checkpoints.SIGNALS}
-    yield tmp_path
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture
