@@ -128,13 +128,13 @@ def pictures_of(recipe: Path, entry: Any) -> Iterator[Picture]:
         if path.exists() and path.suffix in TYPES and path.name != "table.png":
             yield Picture(heading, about, as_source(path.read_bytes(), path.suffix))
         return
-    for title, about in entry.items():
-        about = about or {}
-        x, y, path = about.get("x", "step"), about.get("y"), recipe / title
+    for title, chart in entry.items():
+        chart = chart or {}
+        x, y, path = chart.get("x", "step"), chart.get("y"), recipe / title
         for file, names in y.items() if isinstance(y, dict) else ():
             yield from curves(title, read_json(recipe / file), x, [names] if isinstance(names, str) else names)
-        if isinstance(y, str) and about.get("template") == "confusion" and path.exists():
-            yield confusion(about.get("title", title), path, x, y)
+        if isinstance(y, str) and chart.get("template") == "confusion" and path.exists():
+            yield confusion(chart.get("title", title), path, x, y)
 
 
 def curves(title: str, history: list[dict[str, Any]], x: str, names: list[str]) -> Iterator[Picture]:
