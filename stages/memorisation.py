@@ -72,10 +72,12 @@ def planted(originals: Tensor, vae: Artifact | None, device: str, seed: int) -> 
         "shifted": [partial(memorisation.shifted, rows=rows, columns=columns) for rows, columns in memorisation.SHIFTS],
         "turned": [partial(memorisation.turned, angle=angle) for angle in memorisation.ANGLES],
     }
+    around = memorisation.background(originals)
     sets = {
-        kind: torch.cat([change(originals[i :: len(changes)]) for i, change in enumerate(changes)]).round().byte()
+        kind: torch.cat([change(originals[i :: len(changes)] - around) + around for i, change in enumerate(changes)])
         for kind, changes in kinds.items()
     }
+    sets = {kind: changed.round().byte() for kind, changed in sets.items()}
     if vae is None:
         return sets
     network = autoencoder.from_artifact(vae, device)

@@ -37,7 +37,9 @@ class Search:
         if len(first) < 2:
             raise InputError("training images that are all the same have no neighbours to compare with")
         self.indices = torch.tensor(list(first.values()))
-        self.train, self.neighbours = points(train[self.indices]), min(neighbours, len(first))
+        self.background = background(train)
+        self.train = points(train[self.indices] - self.background)
+        self.neighbours = min(neighbours, len(first))
         self.squares = self.train.square().sum(1)
 
     def __call__(self, images: Tensor, batch_size: int = 250) -> Nearness:
@@ -52,30 +54,40 @@ class Search:
 
     def _batch(self, images: Tensor) -> Nearness:
         least = torch.full((len(images), len(self.train)), torch.inf, device=self.train.device)
-        for view in views(images.to(self.train.device)):
+        images = images.to(self.train.device) - self.background  # no distance changes, and 0 is what a view lets in
+        for view in views(images):
             x = points(view)
             squared = torch.addmm(self.squares, x, self.train.T, alpha=-2) + x.square().sum(1, keepdim=True)
             least = torch.minimum(least, squared)
         values, indices = least.topk(self.neighbours, largest=False)
-        equal = values < ROUNDING * points(images).square().sum(1, keepdim=True).to(values.device)
+        equal = values < ROUNDING * points(images).square().sum(1, keepdim=True)
         distances = values.masked_fill(equal, 0).sqrt()
         crowd = distances[:, 1:].mean(1)
         score = torch.where(crowd > 0, distances[:, 0] / crowd, torch.zeros_like(crowd))
         return Nearness(score.cpu(), self.indices[indices[:, 0].cpu()])
 
 
+def background(images: Tensor) -> Tensor:
+    """What lies around the things in images, uint8 (n, C, H, W): the median of the outermost pixels, float32 (C, 1, 1).
+
+    It is what a shift or a turn lets in: black for the digits, white for icons on white.
+    """
+    edges = [images[..., 0, :], images[..., -1, :], images[..., :, 0], images[..., :, -1]]
+    return torch.cat(edges, -1).transpose(0, 1).flatten(1).median(1).values.float()[:, None, None]
+
+
 def points(images: Tensor) -> Tensor:
-    """Means of 2 × 2 pixels as coordinates, uint8 or float (n, C, H, W) in 0 to 255 → float32 (n, d) in 0 to 1."""
+    """Means of 2 × 2 pixels as coordinates: pixels (n, C, H, W) in units of 1/255 → float32 (n, d) in units of 1."""
     return nnf.avg_pool2d(images.float() / 255, 2, ceil_mode=True).flatten(1)
 
 
 def views(images: Tensor) -> list[Tensor]:
-    """Images (n, C, H, W) as they are, shifted by a pixel, and turned by 5°; what comes in from outside is black."""
+    """Images (n, C, H, W) as they are, shifted by a pixel, and turned by 5°; what comes in from outside is 0."""
     return [images, *(shifted(images, *shift) for shift in SHIFTS), *(turned(images, angle) for angle in ANGLES)]
 
 
 def shifted(images: Tensor, rows: int, columns: int) -> Tensor:
-    """Images (n, C, H, W) moved down and to the right by whole pixels, black where nothing is."""
+    """Images (n, C, H, W) moved down and to the right by whole pixels, 0 where nothing is."""
     height, width = images.shape[-2:]
     padded = nnf.pad(images, [max(columns, 0), max(-columns, 0), max(rows, 0), max(-rows, 0)])
     top, left = max(-rows, 0), max(-columns, 0)
@@ -83,7 +95,7 @@ def shifted(images: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def turned(images: Tensor, angle: float) -> Tensor:
-    """Images (n, C, H, W) turned about their centre by an angle in degrees, black where nothing is."""
+    """Images (n, C, H, W) turned about their centre by an angle in degrees, 0 where nothing is."""
     return rotate(images.float(), angle, InterpolationMode.BILINEAR)
 
 

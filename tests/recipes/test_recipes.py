@@ -27,8 +27,13 @@ EMBEDDED = {"prepare_data.dataset": "mnist", "prepare_data.source": "embedded", 
 OPTIONS: list[dict[str, Any]] = [
     {"networks.unet.block": "convnext", "penalty": "l1", "schedule": "linear"},
     {"networks.unet.attention": "linear", "penalty": "huber", "schedule": "quadratic"},
-    {"networks.unet.resampling": "fixed", "networks.unet.norm": "group", "networks.unet.groups": 8,
-     "schedule": "sigmoid", "flip": 0.5},
+    {
+        "networks.unet.resampling": "fixed",
+        "networks.unet.norm": "group",
+        "networks.unet.groups": 8,
+        "schedule": "sigmoid",
+        "flip": 0.5,
+    },
     {"networks.unet.multipliers": [1, 1, 2], "networks.unet.blocks": 2, "networks.unet.dropout": 0.1}
     | {"prediction": "eps", "weighting": "min_snr"},
 ]
