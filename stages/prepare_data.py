@@ -90,6 +90,11 @@ def compute(run: Run[Config]) -> None:
     if config.limit:
         name = f"{name}-limit-{config.limit}"
         splits = {split: (images[: config.limit], labels[: config.limit]) for split, (images, labels) in splits.items()}
+        seen = {split: set(labels.tolist()) for split, (_, labels) in splits.items()}
+        untrained = (seen["validation"] | seen["test"]) - seen["train"]
+        if untrained:
+            lost = data.image_folder.listing(classes[label] for label in sorted(untrained))
+            raise InputError(f"limit {config.limit} leaves no training image of {lost}; raise it")
     tensors = {f"{split}_{what}": x for split, pair in splits.items() for what, x in zip(PAIR, pair, strict=True)}
     sizes = ", ".join(f"{len(labels)} {split}" for split, (_, labels) in splits.items())
     channels, height, width = splits["train"][0].shape[1:]
@@ -185,6 +190,9 @@ def read_folder(config: Config, generator: Generator) -> tuple[str, Splits, list
         raise InputError(
             f"{len(kept)} classes have {config.min_per_class} pictures; two are needed: lower min_per_class"
         )
+    if len(kept) > folder.MOST:
+        remedy = "join sub-folders, or leave those of few pictures out by min_per_class"
+        raise InputError(f"{root} has {len(kept)} classes, and at most {folder.MOST} can be numbered; {remedy}")
     pictures = [item for item in pictures if item[1] in kept]
     images = torch.from_numpy(folder.stacked([x for _, _, x in pictures], [path for path, _, _ in pictures]))
     labels = torch.tensor([kept.index(label) for _, label, _ in pictures], dtype=torch.uint8)

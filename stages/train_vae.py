@@ -58,6 +58,8 @@ def compute(run: Run[Config]) -> None:
     posterior = vaes.encode_images(averaged, validation)
     z = posterior.draw(torch.randn(posterior.mean.shape, generator=generator, device=run.device))
     decoded = vaes.decode_images(averaged, z)
+    few = len(validation) <= networks.FEATURES  # then half of the training images are compared with the others
+    compared = decoded if not few else vaes.decode_images(averaged, vaes.encode_images(averaged, train[::2]).mean)
     with torch.inference_mode():
         pairs = zip(z.split(500), validation.split(500), strict=True)
         nll = torch.cat([vaes.LIKELIHOODS[config.likelihood](averaged.decode(a), from_uint8(b)) for a, b in pairs])
@@ -65,14 +67,18 @@ def compute(run: Run[Config]) -> None:
     kl = posterior.kl_divergence().double().sum().item() / len(validation)
     values = {"data": images.config["data"], "n": len(validation), "reconstruction_mse": mse}
     values |= {"reconstruction_nll": nll.double().mean().item(), "kl": kl}
-    values |= {"active_dimensions": posterior.active_dimensions(), "fid_val": ratio_to_floor(run, decoded)}
+    values |= {
+        "active_dimensions": posterior.active_dimensions(),
+        f"fid_{'train' if few else 'val'}": ratio_to_floor(run, compared, few),
+    }
     run.write_json("metrics.json", values)
     run.save("vae", averaged.state_dict(), [images], shape=list(train.shape[1:]))
 
 
-def ratio_to_floor(run: Run[Config], decoded: Tensor) -> float | None:
+def ratio_to_floor(run: Run[Config], decoded: Tensor, few: bool) -> float | None:
     """The Fréchet distance of reconstructed validation images to the training images, over that of the images.
 
+    few: the reconstructed images are the first, third and so on of the training images, and are compared with the rest.
     None where there are too few images, or the stage is not given the classifier and its features. What lies above 1 no
     diffusion model can make good: a large ratio is warned of.
     """
@@ -80,7 +86,9 @@ def ratio_to_floor(run: Run[Config], decoded: Tensor) -> float | None:
         return None
     classifier = networks.classifier.Classifier.from_artifact(run.load("classifier"), run.device)
     train, held_out = (run.load("features")[split].numpy() for split in ("train", "validation"))
+    train, held_out = (train[1::2], train[::2]) if few else (train, held_out)
     if min(len(train), len(held_out)) <= train.shape[1]:
+        warn(run.name, f"{len(train)} training images are too few to tell whether the autoencoder is the limit")
         return None
     found = networks.classifier.in_batches(classifier.features, decoded).cpu().numpy()
     distance = metrics.frechet.frechet_distance

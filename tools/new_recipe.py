@@ -7,6 +7,7 @@ python -m tools.new_recipe recipes/mine --without train_vae             pixels i
 """
 
 import copy
+import math
 import os
 import re
 import shutil
@@ -27,7 +28,8 @@ SHAPES = dict.fromkeys(("cifar10", "cifar100", "svhn"), (3, 32, 32))  # of the o
 MNIST = (1, 28, 28)
 COLOUR = {"train_vae.likelihood": "gaussian", "train_vae.kl_weight": 0.2}
 SHOWN = 200  # samples that the grid shows
-NETWORK = "train_diffusion.networks.unet"
+NETWORK, OPTIMISATION = "train_diffusion.networks.unet", "train_diffusion.optimisation."
+EPOCHS, FEWEST_STEPS = 200, 1000  # after more of them the emoji's validation loss rose
 NEEDED = ("prepare_data", "train_diffusion", "sample", "evaluate")  # stages that a recipe to start from must have
 OF_AUTOENCODER = ("vae_prior.json", "reconstruction.json", "reconstructions.png")  # outputs of other stages
 
@@ -90,22 +92,26 @@ def of_folder(config: prepare_data.Config) -> tuple[Shape, int]:
     folder, root = data.image_folder, Path(os.path.expanduser(config.root))
     paths = folder.find(root).paths
     some = paths[:: max(len(paths) // 100, 1)]
-    pictures = [x for x in folder.convert(some, config.conversion()) if not isinstance(x, str)]
+    results = list(folder.convert(some, config.conversion()))
+    pictures = [x for x in results if not isinstance(x, str)]
     if not pictures:
-        raise InputError(f"--set prepare_data.root={root}: it holds no picture that can be read")
+        reasons = folder.listing(x for x in results if isinstance(x, str)) or "it has no pictures"
+        raise InputError(f"--set prepare_data.root={root}: no picture can be read: {reasons}")
     return (max(x.shape[2] for x in pictures), *pictures[0].shape[:2]), len(paths)
 
 
-def fitting_settings(values: dict[str, Any], settings: Sequence[str]) -> list[str]:
+def fitting_settings(values: dict[str, Any], settings: Sequence[str], own_sizes: bool) -> list[str]:
     """The pipeline's sizes for images of another shape or number than MNIST's, as settings.
 
     The U-Net is wider for latents of more values, and a batch smaller for those of more places; pixels in colour have a
-    normal density. A folder has as many samples drawn and scored as it has test pictures.
-    Raises: as `of_folder`, and for a folder that is not named.
+    normal density. A folder has as many samples drawn and scored as it has test pictures, and a small one is trained on
+    for fewer steps. own_sizes: whether the values are another recipe's, whose sizes stay, but for a U-Net's patches of
+    pixels, which must fit. Raises: as `of_folder`, and for a folder that is not named.
     """
-    values = with_settings(copy.deepcopy(values), settings)
+    before, values = values["prepare_data"]["dataset"], with_settings(copy.deepcopy(values), settings)
     config = prepare_data.Config.parse(values["prepare_data"], "prepare_data")
-    if config.dataset == "folder" and "root" not in {text.partition("=")[0].split(".")[-1] for text in settings}:
+    named = before == "folder" or any(text.startswith("prepare_data.root=") for text in settings)
+    if config.dataset == "folder" and not named:
         raise InputError("--set prepare_data.dataset=folder: which one? Add --set prepare_data.root=FOLDER")
     shape = SHAPES.get(config.dataset, MNIST)
     found: dict[str, object] = {}
@@ -113,7 +119,10 @@ def fitting_settings(values: dict[str, Any], settings: Sequence[str]) -> list[st
         shape, count = of_folder(config)
         n = min(max(round(config.shares[2] * count), SHOWN), 10_000)
         found = {f"{stage}.n": n for stage in ("sample", "evaluate", "memorisation") if stage in values}
-    if shape != MNIST:
+    patch = values["train_diffusion"]["networks"].get("unet", {}).get("patch", 1)
+    if "train_vae" not in values and any(side % patch for side in shape[1:]):
+        found[f"{NETWORK}.patch"] = math.gcd(patch, *shape[1:])
+    if shape != MNIST and not own_sizes:
         channels, height, width = shape
         if "train_vae" in values:
             patch = networks.autoencoder.fitting_patch(shape)
@@ -121,16 +130,30 @@ def fitting_settings(values: dict[str, Any], settings: Sequence[str]) -> list[st
             height, width = -(-height // patch), -(-width // patch)
             found |= COLOUR if shape[0] == 3 else {}
         found[f"{NETWORK}.width"] = 64 if channels * height * width <= 512 else 96
-        found["train_diffusion.optimisation.batch_size"] = 256 if height * width <= 100 else 64
+        found[OPTIMISATION + "batch_size"] = batch_size = 256 if height * width <= 100 else 64
+        if config.dataset == "folder":
+            steps = max(round(config.shares[0] * count * EPOCHS / batch_size / 100) * 100, FEWEST_STEPS)
+            found[OPTIMISATION + "steps"] = min(steps, values["train_diffusion"]["optimisation"]["steps"])
     return [f"{key}={value}" for key, value in found.items()]
 
 
 def see_the_folder(dag: dict[str, Any], before: str, section: dict[str, Any]) -> None:
-    """Make a folder of pictures a dependency of prepare_data, so that DVC sees it change. before: the one until now."""
-    deps = dag["stages"]["prepare_data"]["deps"]
-    deps[:] = [dep for dep in deps if dep != before]
-    if section["dataset"] == "folder":
-        deps.append(str(Path(os.path.expanduser(section["root"]))))
+    """Make a folder of pictures a dependency of prepare_data, so that DVC sees it change. before: the one until now.
+
+    DVC does not look into linked folders, which become dependencies of their own, and fails at a link to nothing.
+    Raises: InputError for such a link.
+    """
+    deps, old = dag["stages"]["prepare_data"]["deps"], Path(os.path.expanduser(before))
+    deps[:] = [dep for dep in deps if not Path(dep).is_absolute() and Path(dep) != old]
+    if section["dataset"] != "folder":
+        return
+    root = Path(os.path.expanduser(section["root"]))
+    deps.append(str(root))
+    for folder, names in data.image_folder.walk(root):
+        deps += [str(folder.resolve())] if folder.is_symlink() and folder != root else []
+        for path in (folder / name for name in names):
+            if not path.exists():
+                raise InputError(f"{path} is a link to nothing, at which DVC fails; mend or remove it")
 
 
 @click.command(help=__doc__)
@@ -158,9 +181,7 @@ def command(folder: Path, source: Path, dropped: tuple[str, ...], settings: tupl
         without(dag, name)
         values.pop(name, None)
     before = values["prepare_data"].get("root", "")
-    # a recipe that another one started from has sizes of its own
-    sizes = fitting_settings(values, settings) if source == Path() else []
-    with_settings(values, [*sizes, *settings])
+    with_settings(values, [*fitting_settings(values, settings, source != Path()), *settings])
     see_the_folder(dag, before, values["prepare_data"])
     dag = relocated(dag, *(path.resolve().relative_to(ROOT).as_posix() for path in (source, folder)))
     folder.mkdir(parents=True)

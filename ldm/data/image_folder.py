@@ -19,6 +19,7 @@ from ldm.errors import InputError
 Pixels = NDArray[np.uint8]  # (H, W, 1) or (H, W, 3)
 
 MOST = 256  # classes, whose numbers are bytes
+LARGEST = 512  # pixels a side, beyond which no network here can learn
 MOST_OF_16_BITS = 65_535
 Image.init()
 # what Pillow opens, but for what starts another program, and for what is no picture
@@ -62,8 +63,9 @@ class Folder(ImageFolder):
                 raise InputError(f"{directory}: the name of the folder {shown} is no UTF-8; rename it")
         if not names:
             raise InputError(f"{directory} has no sub-folders: {LAYOUT}; lay the pictures out as {directory}/oak/1.png")
-        if not 2 <= len(names) <= MOST:
-            raise InputError(f"{directory} has {len(names)} sub-folders, and 2 to {MOST} are wanted: {LAYOUT}")
+        if len(names) == 1:
+            remedy = f"name {Path(directory, names[0])} if its own sub-folders are the classes"
+            raise InputError(f"{directory} has one sub-folder, and at least 2 are wanted: {LAYOUT}; {remedy}")
         names.sort(key=as_people_sort)
         return names, {name: index for index, name in enumerate(names)}
 
@@ -71,8 +73,7 @@ class Folder(ImageFolder):
 def find(root: Path) -> Found:
     """List the pictures below the sub-folders of `root`, however deep.
 
-    Raises: InputError for no folder, fewer than 2 classes or more than 256, and a link that leads back to a folder it
-    is in.
+    Raises: InputError for no folder, fewer than 2 classes, and a link that leads back to a folder it is in.
     """
     if not root.is_dir():
         raise InputError(f"{root} is not a folder; prepare_data.root must hold one sub-folder of pictures per class")
@@ -174,6 +175,9 @@ def pixels_of(path: Path, conversion: Conversion) -> Pixels:
     image = image.convert("L" if conversion.channels == "grey" or (conversion.channels == "auto" and grey) else "RGB")
     if conversion.size:
         image = resized(image, conversion.size[::-1], conversion)
+    if max(image.size) > LARGEST:
+        sizes = f"{image.height} × {image.width} pixels are more than {LARGEST} a side"
+        raise ValueError(f"{sizes}; set prepare_data.size, to which all are brought")
     return np.asarray(image).reshape(image.height, image.width, -1)
 
 

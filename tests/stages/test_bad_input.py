@@ -244,6 +244,20 @@ def break_many(root: Path) -> None:
         (root / "a" / f"x{i}.png").write_bytes(b"")
 
 
+def five_classes(root: Path) -> None:
+    shutil.rmtree(root)
+    for i in range(40):
+        path = root / "abcde"[i % 5] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 12), 5 * i).save(path)
+
+
+def many_classes(root: Path) -> None:
+    for i in range(300):
+        for j in range(3):
+            picture(root / f"more{i}" / f"{j}.png")
+
+
 @pytest.mark.parametrize(
     ("spoil", "settings", "words"),
     [
@@ -255,7 +269,10 @@ def break_many(root: Path) -> None:
         (break_many, [], "5 pictures cannot be read: images/a/x0.png (UnidentifiedImageError"),
         (break_many, [], ", …; mend or remove them, or leave them out by skip_broken"),
         (lambda root: (root / "c").mkdir(), [], "classes without a picture: c; each sub-folder is a class"),
-        (lambda root: shutil.rmtree(root / "b"), [], "images has 1 sub-folders, and 2 to 256 are wanted"),
+        (lambda root: shutil.rmtree(root / "b"), [], "images has one sub-folder, and at least 2 are wanted"),
+        (many_classes, [], "images has 302 classes, and at most 256 can be numbered; join sub-folders, or leave"),
+        (lambda root: picture(root / "b/9.png", (4000, 3000)), [], "3000 × 4000 pixels are more than 512 a side; set"),
+        (five_classes, ["limit=1"], "limit 1 leaves no training image of "),
         (lambda root: shutil.rmtree(root), [], "images is not a folder"),
         (thin_out, [], "class a: 1 different images that no class before it has, and 3 splits need one each"),
         (lambda root: None, ["min_per_class=7"], "0 classes have 7 pictures; two are needed: lower min_per_class"),

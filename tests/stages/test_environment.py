@@ -117,7 +117,7 @@ def project_training(monkeypatch, tmp_path, capsys) -> str:
     settings = [word for text in words for word in ("--set", text)]
     sources = ["--in", "images=in/images.safetensors"]
     monkeypatch.setattr("sys.argv", ["train_vae", *settings, *sources, "--out", "out"])
-    monkeypatch.setattr(train_vae, "ratio_to_floor", lambda run, decoded: None)
+    monkeypatch.setattr(train_vae, "ratio_to_floor", lambda run, decoded, few: None)
     train_vae.main()
     assert len(json.loads((tmp_path / "out/history.json").read_text())) == 3
     said = capsys.readouterr()

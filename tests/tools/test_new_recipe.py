@@ -1,6 +1,8 @@
 """tools.new_recipe: a user's own images, and other changes of the pipeline, without a line of Python."""
 
+import base64
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -64,6 +66,7 @@ def test_a_recipe_for_a_folder_of_images(copy, tmp_path):
     changed = {key for key in after if after[key] != before.get(key)}
     fitted: dict[str, object] = {"train_vae.likelihood": "gaussian", "train_vae.kl_weight": 0.2}  # steps: set above
     fitted |= {"train_diffusion.networks.unet.width": 64, "train_diffusion.optimisation.batch_size": 256}
+    assert after["train_diffusion.optimisation.steps"] == before["train_diffusion.optimisation.steps"] < 1000
     assert changed == {setting.partition("=")[0] for setting in settings} | set(fitted)
     assert {key: after[key] for key in fitted} == fitted
     assert str(tmp_path / "bars") in read_yaml(copy / "recipes/bars/dvc.yaml")["stages"]["prepare_data"]["deps"]
@@ -84,10 +87,13 @@ def test_a_recipe_for_a_folder_of_images(copy, tmp_path):
 
 
 def test_a_few_pictures_get_a_table_of_what_can_be_said(copy, tmp_path):
-    """12 of each class, of two sizes, in a folder whose name YAML would read as a mapping with a comment."""
+    """12 of each class, of two sizes and one of a pixel, in folders with names for which YAML and figures have uses."""
     root = tmp_path / "a: b #1"
     draw_images(root, 36)
+    for before, after in (("b", "$x$"), ("c", "桜")):
+        (root / before).rename(root / after)
     Image.new("L", (30, 9), 5).save(root / "a/other.jpg")
+    Image.new("L", (1, 1), 5).save(root / "a/one.png")
     settings = ["prepare_data.dataset=folder", f"prepare_data.root={root}", "prepare_data.size=[13, 9]"]
     settings += ["prepare_data.limit=0", "prepare_data.source=auto", "train_diffusion.optimisation.batch_size=8"]
     settings += [f"train_{name}.optimisation.steps=10" for name in ("classifier", "second_classifier", "vae")]
@@ -96,10 +102,43 @@ def test_a_few_pictures_get_a_table_of_what_can_be_said(copy, tmp_path):
     done = run_in(copy, "dvc", "repro", "recipes/few/dvc.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     measures = json.loads((copy / "recipes/few/artifacts/report/measures.json").read_text())["diffusion"]
-    assert measures["n"] == 7  # 3 of a, 2 of b and of c
+    assert measures["n"] == 7  # 3 of a, 2 of the others
+    assert "training images are too few to tell whether the autoencoder is the limit" in done.stderr
+    page = (copy / "recipes/few/artifacts/report/report.html").read_text("utf-8")
+    svgs = [base64.b64decode(text).decode() for text in re.findall(r"image/svg\+xml;base64,([\w+/=]+)", page)]
+    assert any(">桜</text>" in svg and ">$x$</text>" in svg for svg in svgs)
     assert measures["fid"] is None
     assert "fid_test" not in measures
     assert None not in [measures[key] for key in ("agree", "agree_second", "precision", "coverage", "label_tv")]
+
+
+def test_links_in_a_folder_are_seen_by_dvc(copy, tmp_path):
+    """A picture that is added below a linked class is one more; a link to nothing is refused before DVC fails at it."""
+    draw_images(tmp_path / "bars", 30)
+    (tmp_path / "bars/c").rename(tmp_path / "far")
+    (tmp_path / "bars/c").symlink_to(tmp_path / "far")
+    folder = settings_of("prepare_data.dataset=folder", f"prepare_data.root={tmp_path / 'bars'}/")
+    done = new_recipe(copy, "recipes/linked", *folder, "--from", FASHION)
+    assert done.returncode == 0, done.stderr
+    deps = read_yaml(copy / "recipes/linked/dvc.yaml")["stages"]["prepare_data"]["deps"]
+    assert {str(tmp_path / "bars"), str(tmp_path / "far")} < set(deps)
+    values = read_yaml(copy / "recipes/linked/params.yaml")
+    assert values["train_diffusion"]["networks"]["unet"]["patch"] == 4  # 16 × 12
+    assert values["sample"]["n"] == values["evaluate"]["n"] == 200
+    draw_images(tmp_path / "odd", 30)
+    for path in (tmp_path / "odd").glob("*/*.png"):
+        Image.open(path).resize((10, 14)).save(path)
+    other = settings_of(f"prepare_data.root={tmp_path / 'odd'}")
+    done = new_recipe(copy, "recipes/odd", *other, "--from", "recipes/linked")
+    assert done.returncode == 0, done.stderr
+    deps = read_yaml(copy / "recipes/odd/dvc.yaml")["stages"]["prepare_data"]["deps"]
+    assert [dep for dep in deps if Path(dep).is_absolute()] == [str(tmp_path / "odd")]
+    assert read_yaml(copy / "recipes/odd/params.yaml")["train_diffusion"]["networks"]["unet"]["patch"] == 2
+    (tmp_path / "odd/a/lost.png").symlink_to("nowhere")
+    done = new_recipe(copy, "recipes/lost", *other, "--from", "recipes/linked")
+    assert done.returncode == 2
+    assert "odd/a/lost.png is a link to nothing, at which DVC fails; mend or remove it" in done.stderr
+    assert not (copy / "recipes/lost").exists()
 
 
 def experiments_work(copy: Path, folder: Path) -> None:
@@ -117,6 +156,9 @@ def experiments_work(copy: Path, folder: Path) -> None:
     assert refused.returncode != 0
     assert "not in struct" in refused.stderr
     assert "percentile" in run_in(folder, "dvc", "metrics", "diff").stdout
+    own = sorted(path.relative_to(folder).as_posix() for path in folder.glob("artifacts/metrics/*.json"))
+    shown = json.loads(run_in(folder, "dvc", "metrics", "show", "--json", *own).stdout)
+    assert sorted(shown[""]["data"]) == own  # no other recipe's
     assert run_in(folder, "dvc", "plots", "diff").returncode == 0
 
 
@@ -192,6 +234,10 @@ def test_a_recipe_from_another_is_the_same_in_its_own_folder(copy):
         (["recipes/my pics"], "recipes/my pics: a recipe's name has letters, digits, _, - and . alone"),
         (["recipes/x", "--from", "/usr"], "--from /usr: it is not in"),
         (["recipes/x", "--from", "docs"], "docs/params.yaml is missing"),
+        (
+            ["recipes/x", "--from", FASHION, *settings_of("prepare_data.dataset=folder", "prepare_data.root=/no/such")],
+            "/no/such is not a folder",
+        ),
     ],
 )
 def test_a_recipe_that_cannot_be(copy, arguments, words):
