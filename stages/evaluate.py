@@ -38,7 +38,8 @@ class Config(Section):
     """The number of images, which is the same in every row, and the settings of the measures.
 
     seed: seed of the subsets, the resamples and the rows random, vae_prior and reconstruction
-    n: images per row; where fewer test images (or, without final, validation images) are there, as many as these
+    n: images per row; where fewer test images (or, without final, validation images) or training images are there, as
+      many as these
     final: compare with the test images too; false is for making a choice by hand (--out), which sees validation images
       alone, and leaves the row test_images out
     row: the only row to score; all are those whose files dvc.yaml lists
@@ -103,7 +104,7 @@ def compute(run: Run[Config]) -> None:
     images, first_split = inputs["images"], next(iter(splits.values()))
     vae = networks.autoencoder.from_artifact(inputs["vae"], run.device) if "vae" in inputs else None
     generated = inputs["generated"]
-    n = min(config.n, len(images[f"{first_split}_images"]))
+    n = min(config.n, *(len(images[f"{split}_images"]) for split in (first_split, "train")))
     width = inputs["features"]["train"].shape[1]
     sizes = {f"{split} images": len(images[f"{split}_images"]) for split in ("train", *splits.values())}
     few = [f"{count} {what}" for what, count in (sizes | {"images per row": n}).items() if count <= width]
@@ -117,8 +118,6 @@ def compute(run: Run[Config]) -> None:
         raise InputError(f"the generated images are all of class {label}, the others are not; set sample.label to null")
     if (count := len(generated["images"])) < n:
         raise InputError(f"{n} images per row: {count} are generated; lower evaluate.n or raise sample.n")
-    if (count := len(images["train_images"])) < n:
-        raise InputError(f"{n} images per row: there are {count} training images; lower evaluate.n")
     rows = [name for name in ROWS if (f"{name}.json" in run.outputs if config.row == "all" else name == config.row)]
     rows = [name for name in rows if config.final or name != "test_images"]
     if not rows:
@@ -158,7 +157,7 @@ def measures(
         for split, reference in space.references.items():
             found |= as_measures(f"{prefix}_{split}", reference.ratio(features, config.resamples))
     for split, reference in first.references.items():
-        within = within_classes(run, name, reference, of_first, row.labels)
+        within = within_classes(run, name, reference, of_first, row.labels, class_names)
         ratios = np.array(list(within.values()) or np.full((1, 3), np.nan), dtype=float)  # (classes, 3)
         mean = metrics.reference.Ratio(ratios[:, 0].mean(), *np.sqrt((ratios[:, 1:] ** 2).sum(0)) / len(ratios))
         worst = max(within, key=within.__getitem__, default=None)
@@ -184,13 +183,18 @@ def as_measures(key: str, ratio: metrics.reference.Ratio) -> Measures:
 
 
 def within_classes(
-    run: Run[Config], name: str, reference: metrics.reference.Reference, features: Tensor, labels: Tensor | None
+    run: Run[Config],
+    name: str,
+    reference: metrics.reference.Reference,
+    features: Tensor,
+    labels: Tensor | None,
+    class_names: Sequence[str],
 ) -> dict[int, metrics.reference.Ratio]:
     """The ratio within each class; none, with the reason said, where classes have too few images."""
     if labels is None:
         return {}
     try:
-        return reference.within(labelled(features, labels), name, run.config.resamples)
+        return reference.within(labelled(features, labels), name, run.config.resamples, class_names)
     except InputError as error:
         warn(run.name, f"{name} has no measures within classes, which are null: {error}")
         return {}

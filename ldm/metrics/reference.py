@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -58,15 +59,19 @@ class Reference:
         """The distance of the features (n, d) to the training images, over the floor."""
         return self._ratio(features, self.held_out.features, self.of_train, None, resamples)
 
-    def within(self, row: Labelled, name: str = "features", resamples: int = 0) -> dict[int, Ratio]:
+    def within(
+        self, row: Labelled, name: str = "features", resamples: int = 0, class_names: Sequence[str] | None = None
+    ) -> dict[int, Ratio]:
         """The ratio of each class of the training images, among images of that class alone.
 
-        name: of the row, for messages. Raises: InputError where classes have too few images for a covariance.
+        name: of the row; class_names: for messages, None for numbers. Raises: InputError where classes have too few
+        images for a covariance.
         """
         d = row.features.shape[1]
         sets = {name: row, self.name: self.held_out, "training images": self.train}
         counts = [(label, which, len(x.of_class(label))) for label in self.classes for which, x in sets.items()]
-        few = [f"{count} of class {label} among {which}" for label, which, count in counts if count <= d]
+        named = class_names or range(256)
+        few = [f"{count} of class {named[label]} among {which}" for label, which, count in counts if count <= d]
         if few:
             more = f" and {len(few) - 3} more such sets" if len(few) > 3 else ""
             listed = f"{', '.join(few[:3])}{more}"

@@ -11,6 +11,7 @@ def new_figure(width: float, height: float) -> Any:
     import matplotlib.figure  # takes a second, for which --help should not wait
 
     matplotlib.rcParams["text.parse_math"] = False
+    matplotlib.rcParams["svg.fonttype"] = "none"  # texts stay texts: a browser has the letters of every script
     return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
 
 

@@ -184,7 +184,7 @@ def test_names_of_classes_are_text(project, tmp_path):
     assert image["alt"] == "1 of 3 images are taken for another class; most often <b>$x^2$& for 木, 1 times."
     drawn = base64.b64decode((image["src"] or "").partition(",")[2]).decode()
     assert "$x^2$" in drawn  # as text, and as no formula
-    assert "<!-- 木 -->" in drawn
+    assert ">木</text>" in drawn
 
 
 @pytest.mark.slow
