@@ -46,13 +46,13 @@ def matrix_peak(device: str, precision: str) -> float:
     """TFLOP/s of a large matrix product."""
     n = 8192 if device.startswith("cuda") else 2048
     a = torch.randn(n, n, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
-    torch.backends.cuda.matmul.allow_tf32 = False
     timed(device, 0.2, 1, lambda: a @ a)
     return timed(device, 1.0, 1, lambda: a @ a) * 2 * n**3 / 1e12
 
 
 def main(name: str, peer: str, precision: str, device: str, batch_size: int) -> None:
     out, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints goes elsewhere
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # fp32 is that of IEEE 754
     side = SIDES[name](peer, precision, device, batch_size) if name in SIDES else None
     for line in sys.stdin:
         print(json.dumps(answer(side, device, precision, **json.loads(line))), file=out, flush=True)

@@ -15,6 +15,7 @@ from ldm.artifacts import Artifact
 from ldm.config import Registry
 from ldm.errors import InputError
 from ldm.networks.autoencoder import Decoder
+from ldm.precision import ieee_fp32
 from ldm.sampling import Guided, Samples, classes_of, sample_batches, samplers, spacings, split_range
 
 NETWORKS = ("denoiser", "guide", "vae")
@@ -63,7 +64,7 @@ class Model:
         bad options, n below 1, or a seed or first index that is no whole number from 0 on.
         """
         how: dict[str, Any] = {"label": label, "steps": steps, "sampler": sampler, "spacing": spacing}
-        with torch.inference_mode():
+        with torch.inference_mode(), ieee_fp32():
             images = torch.cat([self.decoder(batch.x) for batch in self._batches(n, seed, first, **how)])
         return images.clone()  # made outside of inference mode, it may be edited in place
 
@@ -72,7 +73,7 @@ class Model:
 
         how: as for `sample`, which see also for what is raised.
         """
-        with torch.inference_mode():
+        with torch.inference_mode(), ieee_fp32():
             (batch,) = self._batches(n, seed, first, **how, shown=n)
             states: Any = batch.trajectory
             decoded = self.decoder(states.flatten(0, 1).to(self.denoiser.main.device))

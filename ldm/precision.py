@@ -1,5 +1,7 @@
 """The arithmetic that a network computes in: IEEE fp32, or bf16 by autocast."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from ldm.lazy import torch
@@ -17,6 +19,20 @@ def has_bf16(device_type: str) -> bool:
 def settled(precision: Precision, device_type: str) -> Precision:
     """The precision itself; for `auto`, what it means on this machine: bf16 where `has_bf16`, else fp32."""
     return precision if precision != "auto" else "bf16" if has_bf16(device_type) else "fp32"
+
+
+@contextmanager
+def ieee_fp32() -> Iterator[None]:
+    """Within it fp32 on a GPU is that of IEEE 754, without TF32; a stage computes so from its start to its end."""
+    backends: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
 
 
 def autocast(precision: Precision, device_type: str) -> Any:

@@ -73,7 +73,8 @@ def background(images: Tensor) -> Tensor:
     It is what a shift or a turn lets in: black for the digits, white for icons on white.
     """
     edges = [images[..., 0, :], images[..., -1, :], images[..., :, 0], images[..., :, -1]]
-    return torch.cat(edges, -1).transpose(0, 1).flatten(1).median(1).values.float()[:, None, None]
+    pixels = torch.cat(edges, -1).transpose(0, 1).flatten(1).cpu()  # a GPU has no deterministic median
+    return pixels.median(1).values.float()[:, None, None].to(images.device)
 
 
 def points(images: Tensor) -> Tensor:

@@ -143,14 +143,14 @@ def gaussian_nll(logits: Tensor, x: Tensor) -> Tensor:
     Rybkin et al. 2021, arXiv:2006.13202, Eq. 6 ("optimal σ-VAE"); the gradient is that of a σ held fixed. The batch is
     that of one process, so that several processes train by slightly other σ than one.
     """
-    squared = (logits.sigmoid() - x).square().flatten(1)
+    squared = (logits.float().sigmoid() - x).square().flatten(1)
     variance = squared.detach().mean() + 1e-6
     return (squared / variance + (2 * math.pi * variance).log()).sum(1) / 2
 
 
 def laplace_nll(logits: Tensor, x: Tensor) -> Tensor:
     """As `gaussian_nll`, of Laplace densities: absolute errors over one scale."""
-    errors = (logits.sigmoid() - x).abs().flatten(1)
+    errors = (logits.float().sigmoid() - x).abs().flatten(1)
     scale = errors.detach().mean() + 1e-3
     return (errors / scale + (2 * scale).log()).sum(1)
 

@@ -83,8 +83,8 @@ def sample_batches(
         with autocast(precision, denoiser.main.device.type):
             for x_t in states(denoiser, sampler, sigmas, streams, labels):
                 if shown:
-                    frames.append(x_t[:shown].float().cpu())
-        yield Samples(x_t.float(), labels, torch.stack(frames, 1) if frames else None)
+                    frames.append(x_t[:shown].float())
+        yield Samples(x_t.float(), labels, torch.stack(frames, 1).cpu() if frames else None)
         shown = 0
 
 

@@ -168,8 +168,13 @@ class Training:
         if self.graph is None:
             self.graph = torch.cuda.CUDAGraph()
             self.graph.register_generator_state(self.order.generator)
-            with torch.cuda.graph(self.graph):
-                self._take()
+            try:
+                with torch.cuda.graph(self.graph):
+                    self._take()
+            except RuntimeError as error:
+                reason = str(error).partition("\n")[0]
+                problem = f"a step cannot be recorded as a CUDA graph ({reason})"
+                raise InputError(f"{problem}; set optimisation.capture to false") from error
         self.graph.replay()
 
     def _record(self) -> Record:
@@ -223,6 +228,7 @@ class Training:
         torch.set_rng_state(state["stream.torch"])
         if "stream.cuda" in state:
             torch.cuda.set_rng_state(state["stream.cuda"], self.device)
+        self.graph, self.warmed_up = None, 0  # what was recorded goes on with the moments that were replaced
 
 
 def optimizers(network: nn.Module, settings: Optimisation) -> dict[str, torch.optim.Optimizer]:

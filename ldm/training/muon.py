@@ -43,7 +43,10 @@ class Muon(torch.optim.Optimizer):
 
     def _move(self, gradients: dict[nn.Parameter, Tensor], lr: Rate, momentum: float, decay: Rate) -> None:
         """Move kernels of one shape; gradients: kernel → gradient; decay: the share of each kernel that is lost."""
-        buffers = [self.state[k].setdefault("momentum_buffer", torch.zeros_like(k)) for k in gradients]
+        for kernel in gradients:
+            if not self.state[kernel]:
+                self.state[kernel]["momentum_buffer"] = torch.zeros_like(kernel)
+        buffers = [self.state[kernel]["momentum_buffer"] for kernel in gradients]
         gradient, old = torch.stack(list(gradients.values())), torch.stack(buffers)
         new = old.lerp(gradient, 1 - momentum)
         move = orthogonal(gradient.lerp(new, momentum).flatten(2))

@@ -28,7 +28,7 @@ class Optimisation(Section):
     precision: arithmetic of the network, fp32 (IEEE, without TF32) or bf16 autocast; auto is bf16 where the device
       multiplies in it, a GPU or a CPU with avx512_bf16 or amx_bf16, else fp32
     compile: compile the network by torch.compile; needs a C++ compiler, and Triton on a GPU
-    capture: record a step as a CUDA graph and replay it; for one process on a GPU
+    capture: record a step as a CUDA graph and replay it; null is for one process on a GPU, elsewhere it cannot be
     """
 
     steps: Count
@@ -45,4 +45,4 @@ class Optimisation(Section):
     record_every: Count = 50
     precision: Precision = "fp32"
     compile: bool = False
-    capture: bool = False
+    capture: bool | None = None

@@ -83,7 +83,9 @@ def stage(
         values = with_settings(read_section(params, section), settings)
         inputs, outputs = files_of(name, recipe, sources, out)
         device = pick_device(given["device"])
-        parsed = settle_precision(config.parse(values, section), device)
+        if ":" in device:
+            torch.cuda.set_device(device)  # streams, graphs and what is asked of "cuda" are of the current device
+        parsed = settle(config.parse(values, section), device)
         this = Run(name, parsed, inputs, outputs, device, given["save_every"], not given["no_resume"])
         this = replace(this, recipe=recipe, params=params, out=out, until=until)
         for folder in sorted({path.parent for path in outputs.values()}):
@@ -150,7 +152,14 @@ def pick_device(text: str) -> str:
     with warnings.catch_warnings(record=True) as caught:  # of a driver that is too old, torch warns in several lines
         warnings.simplefilter("always")
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    why = f" ({str(caught[0].message).partition('. ')[0]})" if caught else ""
+        why = f" ({str(caught[0].message).partition('. ')[0]})" if caught else ""
+        oldest = min((int(re.sub(r"\D", "", arch)) for arch in torch.cuda.get_arch_list() if count), default=0)
+        for card in range(count):
+            major, minor = torch.cuda.get_device_capability(card)
+            if 10 * major + minor < oldest:
+                why = f" (cuda:{card} has compute capability {major}.{minor}, and torch is built for {oldest / 10} on)"
+                count = card
+                break
     if text == "auto":
         if not count and shutil.which("nvidia-smi"):
             warn("device", f"torch {torch.__version__} cannot use this machine's NVIDIA GPU{why}; the CPU is used")
@@ -178,14 +187,16 @@ def seconds_of(text: str | None, config: type[Section], out: Path | None) -> flo
     return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
 
 
-def settle_precision(config: C, device: str) -> C:
-    """The configuration with each precision `auto` replaced by what it is on this device."""
+def settle(config: C, device: str) -> C:
+    """The configuration with what follows from the device: each precision `auto`, and each `capture` that is null."""
     changes: dict[str, Any] = {}
     for name, value in config:
         if isinstance(value, Section):
-            changes[name] = settle_precision(value, device)
+            changes[name] = settle(value, device)
         elif name == "precision":
             changes[name] = settled(value, device.partition(":")[0])
+        elif name == "capture" and value is None:
+            changes[name] = device != "cpu" and processes.COUNT == 1
     return config.model_copy(update=changes)
 
 
@@ -202,8 +213,8 @@ def precision_of(config: Section) -> str:
 def announce(run: Run[Any]) -> None:
     """Say in one line what the run computes with, and in another that bf16 is slow where the device lacks it."""
     precision, threads = precision_of(run.config), torch.get_num_threads()
-    place = torch.cuda.get_device_name(run.device) if run.device_type == "cuda" else f"{threads} threads"
-    print(f"{run.name}: on {run.device} ({place}), in {precision}", flush=True)
+    card = f"{torch.cuda.get_device_name(run.device)}, " if run.device_type == "cuda" else ""
+    print(f"{run.name}: on {run.device} ({card}{threads} threads), in {precision}", flush=True)
     if "bf16" in precision and not has_bf16(run.device_type):
         warn(run.name, f"this {run.device_type} does not multiply in bf16, so fp32 is faster; set precision auto")
 

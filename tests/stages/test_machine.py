@@ -10,6 +10,7 @@ from conftest import ROOT, run_in
 
 from ldm import InputError, Section
 from ldm.precision import Precision, autocast, settled
+from ldm.training import Optimisation
 from stages.runner import command
 from stages.runner.run import Run
 
@@ -63,9 +64,19 @@ def test_auto_is_bf16_where_the_device_has_units_for_it(machine, units, cpu, cud
 def test_every_auto_of_a_configuration_is_settled(machine):
     machine(amx=True)
     config = Outer.parse({"a": {"precision": "auto"}, "n": 3}, "x")
-    assert command.settle_precision(config, "cpu").resolved() == {"a": {"precision": "bf16"}, "n": 3}
-    assert command.settle_precision(config, "cuda:1").resolved() == {"a": {"precision": "fp32"}, "n": 3}
+    assert command.settle(config, "cpu").resolved() == {"a": {"precision": "bf16"}, "n": 3}
+    assert command.settle(config, "cuda:1").resolved() == {"a": {"precision": "fp32"}, "n": 3}
     assert config.a.precision == "auto"
+
+
+def test_a_step_is_recorded_where_it_can_be(machine, monkeypatch):
+    machine()
+    values = {"steps": 1, "batch_size": 2, "lr": 0.1}
+    for stated, cpu, cuda in ((None, False, True), (False, False, False), (True, True, True)):
+        config = Optimisation.parse(values | {"capture": stated}, "x")
+        assert [command.settle(config, device).capture for device in ("cpu", "cuda", "cuda:1")] == [cpu, cuda, cuda]
+    monkeypatch.setattr(command.processes, "COUNT", 2)
+    assert command.settle(Optimisation.parse(values, "x"), "cuda").capture is False
 
 
 def run_of(config: Section) -> Run[Section]:
@@ -104,6 +115,23 @@ def test_a_gpu_that_torch_cannot_use_is_named_with_torchs_reason(monkeypatch, ca
     monkeypatch.setattr(command.shutil, "which", lambda name: None)
     assert command.pick_device("auto") == "cpu"
     assert capsys.readouterr().err == ""
+
+
+def test_a_gpu_for_which_torch_was_not_built_is_not_taken(monkeypatch, capsys):
+    """Of two cards the first alone is new enough; of one that is too old, the CPU is taken instead."""
+    capability = {0: (9, 0), 1: (7, 0)}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capability))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90a", "compute_120"])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability[index])
+    monkeypatch.setattr(command.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert command.pick_device("auto") == "cuda"
+    reason = r"1 usable GPUs \(cuda:1 has compute capability 7.0, and torch is built for 7.5 on\); choose cuda:0"
+    with pytest.raises(InputError, match=reason):
+        command.pick_device("cuda:1")
+    capability[0] = (6, 1)
+    assert command.pick_device("auto") == "cpu"
+    assert "GPU (cuda:0 has compute capability 6.1, and torch is built for 7.5 on); the CPU" in capsys.readouterr().err
 
 
 def test_fp32_is_that_of_ieee_754_once_a_stage_runs(project):
