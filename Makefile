@@ -1,3 +1,4 @@
+# make setup      set up the environment, .venv
 # make repro      set up, run the pipeline, print the table of Fréchet distances (smaller, without GPU: TORCH_INDEX=…)
 # make test       set up, lint, run all tests        make test-fast   the quick tests
 # make lint       ruff and mypy                      make clean       remove the environment
@@ -18,7 +19,9 @@ ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 .PHONY: $(READY)
 endif
 
-.PHONY: repro test test-fast lint bench clean
+.PHONY: setup repro test test-fast lint bench clean
+
+setup: $(READY)
 
 repro: $(READY)
 	@python -m tools.check --recipe .

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 import click
+from ruamel.yaml import YAML
 from safetensors import deserialize
 
 from ldm import InputError
@@ -20,6 +21,19 @@ from stages.report import TEMPLATE as REPORT
 from stages.runner import LOGS, ROOT, run_command
 from tools.check import changed_stages
 from tools.small import run_in, run_or_fail
+
+FP32 = ROOT / "artifacts/fp32/lock.yaml"  # the lock of the run in fp32
+
+
+def renew(lock: Path, other: Path) -> None:
+    """Take the digests of all code from one lock over into another one of the same stages."""
+    form = YAML()
+    form.width = 1000
+    own, theirs = form.load(lock), form.load(other)
+    for name, entry in theirs["stages"].items():
+        new = {dep["path"]: dep for dep in own["stages"][name]["deps"]}
+        entry["deps"] = [dep if dep["path"].startswith("artifacts/") else new[dep["path"]] for dep in entry["deps"]]
+    form.dump(theirs, other)
 
 
 def run_small(code: Path, folder: Path) -> Path:
@@ -72,6 +86,7 @@ def command(revision: str, commit: bool) -> None:
     click.echo(f"every output of the small pipeline is that of {revision}")
     if commit:
         run_or_fail("dvc commit failed", ROOT, "dvc", "commit", "--force", "dvc.yaml")
+        renew(ROOT / "dvc.lock", FP32)
 
 
 if __name__ == "__main__":
