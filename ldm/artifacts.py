@@ -23,6 +23,7 @@ from ldm.lazy import Module, Tensor, safetensors_torch
 T = TypeVar("T")
 N = TypeVar("N", bound=Module)
 SCHEMA = 1
+PIECE = 2**20  # bytes of a file that are hashed at a time
 _NO_DIGEST = "0" * 64
 # kind → the stage that makes it; the kind "state", of a training that is not at its end, has none
 STAGES = {"images": "prepare_data", "features": "extract_features", "vae": "train_vae", "latents": "encode_latents"}
@@ -100,10 +101,12 @@ def save(
     meta = {"schema": SCHEMA, "kind": kind, "config": dict(config), "lineage": lineage, "digest": _NO_DIGEST}
     text = json.dumps(meta, sort_keys=True, separators=(",", ":"), allow_nan=False)
     raw = _as_bytes(tensors, {"ldm": text})
-    field = _digest_field(_NO_DIGEST)
-    if raw.count(field) != 1:
+    end = 8 + int.from_bytes(raw[:8], "little")
+    header, field = raw[:end], _digest_field(_NO_DIGEST)
+    if header.count(field) != 1:
         raise ValueError("the digest's place in the header is not unique")
-    write_atomic(path, raw.replace(field, _digest_field(hashlib.sha256(raw).hexdigest())))
+    header = header.replace(field, _digest_field(hashlib.sha256(raw).hexdigest()))
+    write_atomic(path, header, memoryview(raw)[end:])
 
 
 def write_weights(path: Path, module: Module) -> None:
@@ -114,20 +117,27 @@ def write_weights(path: Path, module: Module) -> None:
 def load(path: Path, kind: str) -> Artifact:
     """Read and check an artifact: digest, schema, kind, tensor names, shapes and dtypes.
 
-    Raises: InputError, naming the file and the command that rebuilds it.
+    The file is hashed in pieces, and its tensors are the one copy of it in memory. Raises: InputError, naming the file
+    and the command that rebuilds it.
     """
     try:
-        raw = path.read_bytes()
+        file = path.open("rb")
     except FileNotFoundError:
         where = "" if path.is_absolute() else f" in {Path.cwd()}"
         raise InputError(f"{path} is missing{where}; {_remedy(kind)}") from None
     try:
-        size = int.from_bytes(raw[:8], "little")
-        meta = json.loads(json.loads(raw[8 : 8 + size])["__metadata__"]["ldm"])
-        tensors, digest = safetensors_torch.load(raw), meta["digest"]
-        header = raw[: 8 + size].replace(_digest_field(digest), _digest_field(_NO_DIGEST), 1)
-        unsigned = hashlib.sha256(header)
-        unsigned.update(memoryview(raw)[8 + size :])
+        with file:
+            start = file.read(8)
+            header = start + file.read(min(int.from_bytes(start, "little"), os.fstat(file.fileno()).st_size))
+            meta = json.loads(json.loads(header[8:])["__metadata__"]["ldm"])
+            digest = meta["digest"]
+            unsigned = hashlib.sha256(header.replace(_digest_field(digest), _digest_field(_NO_DIGEST), 1))
+            whole = hashlib.sha256(header)
+            while piece := file.read(PIECE):
+                unsigned.update(piece)
+                whole.update(piece)
+        # the library maps the file into memory, where whoever changed the file would change the tensors
+        tensors = {name: tensor.clone() for name, tensor in safetensors_torch.load_file(path).items()}
         mappings = isinstance(meta["config"], dict) and isinstance(meta["lineage"], dict)
         intact = mappings and unsigned.hexdigest() == digest
         schema, found = meta["schema"], meta["kind"]
@@ -137,7 +147,7 @@ def load(path: Path, kind: str) -> Artifact:
         raise InputError(f"{path} is truncated, corrupt or not an artifact of this project; {_remedy(kind)}")
     if (schema, found) != (SCHEMA, kind):
         raise InputError(f"{path} holds {found!r} in schema {schema}, not {kind!r} in schema {SCHEMA}; {_remedy(kind)}")
-    artifact = Artifact(path, kind, tensors, meta["config"], meta["lineage"], hashlib.sha256(raw).hexdigest())
+    artifact = Artifact(path, kind, tensors, meta["config"], meta["lineage"], whole.hexdigest())
     if kind in TENSORS:
         artifact.check_tensors(_expected(kind, tensors))
     return artifact
@@ -161,8 +171,8 @@ def merge_lineage(artifacts: Sequence[Artifact]) -> dict[str, str]:
     return merged
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file by way of a temporary one beside it: readers see the old or the new, never a part.
+def write_atomic(path: Path, *data: bytes | memoryview) -> None:
+    """Write a file, piece by piece, by way of a temporary one beside it: readers see the old or the new, never a part.
 
     It is on the disk when this returns. Raises: OSError where it cannot be written; the old file is then as it was, and
     no temporary one is left.
@@ -172,7 +182,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     try:
         temporary.unlink(missing_ok=True)  # of a process of the same number that was killed
         with open(temporary, "xb") as file:  # anew, never through a link
-            file.write(data)
+            file.writelines(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

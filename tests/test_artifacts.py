@@ -1,10 +1,13 @@
 """Artifacts: the same bytes for the same content, and nothing wrong is ever loaded."""
 
 import json
+import os
 import struct
+import sys
 
 import pytest
 import torch
+from conftest import ROOT, run_in
 from torch import nn
 
 from ldm import artifacts
@@ -145,3 +148,49 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
         artifacts.write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_goes_through_no_link(tmp_path):
+    """One that stands where the temporary file goes is removed, and what it leads to stays as it is."""
+    path, other = tmp_path / "a.json", tmp_path / "other"
+    other.write_bytes(b"another's")
+    (tmp_path / f".a.json.{os.getpid()}.tmp").symlink_to(other)
+    artifacts.write_atomic(path, b"ne", memoryview(b"w"))
+    assert (path.read_bytes(), other.read_bytes()) == (b"new", b"another's")
+    assert sorted(tmp_path.iterdir()) == [path, other]
+
+
+LOAD = """
+import re, sys
+from pathlib import Path
+from ldm import artifacts
+def mebibytes(what):
+    return int(re.search(f"{what}:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+artifacts.load(Path(sys.argv[1]), "state")  # what is imported for it
+Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
+before = mebibytes("VmRSS")
+found = artifacts.load(Path(sys.argv[2]), "state")
+print(mebibytes("VmHWM") - before, float(found["x"].sum()))
+"""
+
+
+def test_a_file_is_in_memory_once_beside_its_pages(tmp_path):
+    """A large one: the tensors, and what of the file the system keeps, and no third time."""
+    for name, count in (("small", 1), ("large", 64 * 2**18)):  # of 4 bytes: 64 MiB
+        artifacts.save(tmp_path / name, "state", {"x": torch.ones(count)}, {})
+    done = run_in(tmp_path, sys.executable, "-c", LOAD, "small", "large", PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    grown, total = map(float, done.stdout.split())
+    assert total == 64 * 2**18
+    assert 60 < grown < 140  # 192 MiB with a third
+
+
+def test_a_file_that_changes_afterwards_does_not_change_the_tensors(tmp_path):
+    path = tmp_path / "x.safetensors"
+    artifacts.save(path, "state", {"x": torch.ones(1000)}, {})
+    found = artifacts.load(path, "state")
+    with path.open("r+b") as file:
+        file.seek(-2000, os.SEEK_END)
+        file.write(bytes(2000))
+    assert found["x"].sum() == 1000
+    found.tensors["x"] += 1  # and they may be edited
