@@ -4,7 +4,7 @@ from pydantic import Field
 
 from ldm import Count, Section, Several, gif, networks, png, tile
 from ldm.lazy import torch
-from stages.runner import Run, stage
+from stages.runner import Run, stage, track
 
 
 class Config(Section):
@@ -28,7 +28,8 @@ def compute(run: Run[Config]) -> None:
     config, inputs = run.config, run.load_all()
     samples, latents, images = inputs["samples"], inputs["latents"], inputs["images"]
     decoder = networks.autoencoder.Decoder.from_artifacts(latents, inputs.get("vae"), run.device)
-    generated = decoder(samples["samples"].to(run.device), config.batch_size)
+    batches = samples["samples"].to(run.device).split(config.batch_size)
+    generated = torch.cat([decoder(x, len(x)) for x in track(batches, len(batches), "batch", run.name)])
     trajectory = samples["trajectory"]  # (shown samples, steps + 1, c, h, w)
     if "grid.png" in run.outputs:
         run.write("grid.png", png(tile(generated[: config.columns * config.rows], config.columns)))

@@ -8,7 +8,7 @@ from typing import Literal
 from ldm import Count, Section, Seed, networks
 from ldm.lazy import Tensor, torch
 from ldm.networks import Posterior, Standardiser
-from stages.runner import Run, stage
+from stages.runner import Run, stage, track
 
 
 class Config(Section):
@@ -30,9 +30,10 @@ def compute(run: Run[Config]) -> None:
     generator = torch.Generator().manual_seed(config.seed)
     tensors: dict[str, Tensor] = {}
     for split in ("train", "validation", "test"):
-        pixels = images[f"{split}_images"].to(run.device)
-        encoded = networks.autoencoder.encode_images(vae, pixels, config.batch_size)
-        posterior = Posterior(*(x.cpu() for x in encoded))
+        pixels = images[f"{split}_images"].to(run.device).split(config.batch_size)
+        batches = track(pixels, len(pixels), "batch", f"{run.name}: {split}")
+        encoded = [networks.autoencoder.encode_images(vae, x, len(x)) for x in batches]
+        posterior = Posterior(*(torch.cat(parts).cpu() for parts in zip(*encoded, strict=True)))
         if config.draws == "once":
             posterior = Posterior.exact(posterior.draw(torch.randn(posterior.mean.shape, generator=generator)))
         tensors |= {f"{split}_mean": posterior.mean, f"{split}_log_variance": posterior.log_variance}

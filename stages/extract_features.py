@@ -1,7 +1,8 @@
 """Compute the features of all real images, in both classifiers, once."""
 
 from ldm import Count, InputError, Section, networks
-from stages.runner import Run, stage
+from ldm.lazy import torch
+from stages.runner import Run, stage, track
 
 
 class Config(Section):
@@ -22,8 +23,9 @@ def compute(run: Run[Config]) -> None:
     for space, artifact in (("", first), ("_second", second)):
         features = networks.classifier.Classifier.from_artifact(artifact, run.device).features
         for split in ("train", "validation", "test"):
-            pixels = images[f"{split}_images"].to(run.device)
-            tensors[f"{split}{space}"] = networks.classifier.in_batches(features, pixels, run.config.batch_size)
+            pixels = images[f"{split}_images"].to(run.device).split(run.config.batch_size)
+            batches = track(pixels, len(pixels), "batch", f"{run.name}: {split}{space}")
+            tensors[f"{split}{space}"] = torch.cat([networks.classifier.in_batches(features, x) for x in batches])
     run.save("features", tensors, list(inputs.values()))
 
 
