@@ -106,7 +106,8 @@ class Model:
         label = self.sampling.get("label") if label is None else label
         if isinstance(label, Tensor | np.ndarray):  # indices, as `labels` returns
             sizes = self.denoiser.class_sizes
-            each = [index if 0 <= index < len(sizes) and sizes[index] else None for index in np.ravel(label).tolist()]
+            natural = (index if isinstance(index, int) else -1 for index in np.ravel(label).tolist())
+            each = [index if 0 <= index < len(sizes) and sizes[index] else None for index in natural]
         elif isinstance(label, str) or not isinstance(label, Sequence):
             index = self.denoiser.class_of(label)
             return None if index is None else dict.fromkeys(range(first, first + n), index)
@@ -133,6 +134,8 @@ class Model:
     ) -> Iterator[Samples]:
         """shown: of that many samples, all in one batch, the states are kept."""
         steps = self.sampling["steps"] if steps is None else steps
+        if not isinstance(steps, Integral) or steps < 1:
+            raise InputError(f"steps {steps!r}: a whole number from 1 on is wanted")
         sigmas = self._build(spacings, "spacing", spacing)(self.denoiser.schedule, steps)
         _check_natural(seed=seed)
         own, batches = self._classes(n, first, label), split_range(first, n, shown or self.sampling["batch_size"])
@@ -146,6 +149,8 @@ class Model:
         if choice is None or isinstance(choice, str):
             name = choice or self.sampling[word]
             return registry.build(name, recorded.get(name))
+        if not isinstance(choice, Mapping) or len(choice) != 1:
+            raise InputError(f"{word} {choice!r}: write its name, or {{name: options}}")
         ((name, options),) = choice.items()
         return registry.build(name, options)
 
@@ -160,9 +165,14 @@ def _check_natural(**values: Any) -> None:
 def load(path: str | Path, device: str | None = None) -> Model:
     """The model in a file that `Model.save` wrote, or in a folder of artifacts, as `dvc repro` leaves it.
 
-    device: None is the GPU where there is one, else the CPU. Raises: InputError for a missing or corrupt artifact, or
-    ones that do not belong together.
+    device: None is the GPU where there is one, else the CPU. Raises: InputError for a device that is not there, a
+    missing or corrupt artifact, or ones that do not belong together.
     """
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"device {device!r}: {reason}; choose cpu, or cuda where torch can use a GPU") from None
     path = Path(path)
     parts = _parts_of_folder(path) if path.is_dir() else _parts_of_file(path)
     return Model.from_artifacts(parts, device or ("cuda" if torch.cuda.is_available() else "cpu"))

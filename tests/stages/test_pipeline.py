@@ -235,11 +235,12 @@ def test_figures_show_the_images(project):
 
 
 def test_plots(project):
-    done = run_in(project, "dvc", "plots", "show")
+    done = run_in(project, "dvc", "plots", "show", "dvc.yaml")
     assert done.returncode == 0, done.stderr
     page = (project / "dvc_plots/index.html").read_text()
     figures = ["table.png", "scores.png", "closest_pairs.png", "grid.png", "denoising.gif", "reconstructions.png"]
     assert [word for word in (*figures, "predicted", "validation_loss") if word not in page] == []
+    assert "recipes" not in page
 
 
 def test_latents_moments_are_those_of_the_whole_train_split(project):
@@ -338,12 +339,21 @@ def test_python_interface_takes_other_samplers(project):
         ({"n": 1, "first": -3}, "first -3: a whole number from 0"),
         ({"n": 3, "label": [1, 2]}, r"label \[1, 2\]: a class that was trained on is wanted for each of 3 images"),
         ({"n": 2, "label": [1, 11]}, "label 11: the denoiser was not trained on this class"),
+        ({"n": 2, "label": torch.tensor([1.0, 2.0])}, "a class that was trained on is wanted for each of 2 images"),
+        ({"n": 1, "steps": 2.5}, "steps 2.5: a whole number from 1 on is wanted"),
+        ({"n": 1, "steps": "x"}, "steps 'x': a whole number from 1 on is wanted"),
+        ({"n": 1, "sampler": {}}, "sampler {}: write its name, or {name: options}"),
+        ({"n": 1, "sampler": {"ddim": {}, "heun": {}}}, "write its name, or {name: options}"),
+        ({"n": 1, "spacing": 5}, "spacing 5: write its name, or {name: options}"),
     ]
     for wrong, words in mistakes:
         with pytest.raises(errors.InputError, match=words):
             model.sample(**wrong)
     with pytest.raises(errors.InputError, match="known are ddim"):
         model.sample(1, sampler="nosuch")
+    for device in ("gpu", "cuda:99"):
+        with pytest.raises(errors.InputError, match=f"device '{device}': .*; choose cpu, or cuda where"):
+            ldm.load(project / "artifacts", device)
     with pytest.raises(errors.InputError, match=r"samplers\.ddim\.eta: -1\.0 will not do"):
         model.sample(1, sampler={"ddim": {"eta": -1.0}})
 
