@@ -80,6 +80,15 @@ def missing(name: str, root: Path) -> str | None:
     ]
     found = next((other for other in near if all((other / place).exists() for place in places(name))), None)
     instead = f"; {found} does, so name that" if found else ""
+    flat, archive = (
+        sorted(root.glob("train-images*")),
+        root / str(getattr(getattr(torchvision.datasets, SETS[name]), "filename", "")),
+    )
+    if flat and places(name) == [f"{SETS[name]}/raw"]:
+        folder = root / places(name)[0]
+        instead = f"; its files lie one level too high: mkdir -p {folder} && mv {root}/*ubyte* {folder}"
+    elif archive.is_file():
+        instead = f"; unpack it: tar xzf {archive} -C {root}"
     return f"{root} does not hold {SETS[name]}, which is {' and '.join(lacking)} in it{instead}"
 
 

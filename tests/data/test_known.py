@@ -135,6 +135,11 @@ def test_what_a_root_lacks_and_where_it_lies(root, tmp_path):
     assert f"{root} does, so name that" in known.missing("mnist", root / "MNIST")
     assert f"{root} does, so name that" in known.missing("svhn", root / "MNIST/raw")
     assert "train_32x32.mat and test_32x32.mat in it" in known.missing("svhn", empty)
+    write(empty / "train-images.idx3-ubyte", b"")  # as an archive of Kaggle's leaves them
+    raw = empty / "MNIST/raw"
+    assert known.missing("mnist", empty).endswith(f"mkdir -p {raw} && mv {empty}/*ubyte* {raw}")
+    write(empty / "cifar-10-python.tar.gz", b"")
+    assert known.missing("cifar10", empty).endswith(f"unpack it: tar xzf {empty}/cifar-10-python.tar.gz -C {empty}")
 
 
 def test_a_download_fills_the_root_and_has_a_time_out(root, tmp_path, monkeypatch, capsys):
