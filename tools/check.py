@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from ldm import InputError, Section
+from ldm import InputError, Section, sampling
 from stages.runner import DAG, FOLDER, PARAMS, ROOT, read_yaml, run_command
 
 ABSENT = ("deleted", "not in cache")  # what DVC says of data that are not here
@@ -41,6 +41,7 @@ def check_parameters(recipe: Path) -> None:
         sample.build("spacing")(configs["train_diffusion"].build("schedule"), sample.steps)
     except InputError as error:
         raise InputError(f"{path}: sample.steps: {error}") from None
+    sampling.check_sampler(sample.build("sampler"), configs["train_diffusion"].build("schedule"))
     classifiers = [config.classifier for config in configs.values() if hasattr(config, "classifier")]
     if len(classifiers) > len(set(classifiers)):
         problem = f"train_second_classifier.classifier: {classifiers[1]!r} is the first one's"

@@ -6,6 +6,7 @@ from .levels import wrong_start as wrong_start
 from .likelihood import log_likelihood as log_likelihood
 from .noise import Streams as Streams
 from .reverse import Samples as Samples
+from .reverse import check_sampler as check_sampler
 from .reverse import last_state as last_state
 from .reverse import sample_batches as sample_batches
 from .reverse import split_range as split_range

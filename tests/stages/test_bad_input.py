@@ -341,6 +341,10 @@ def test_a_stated_root_is_never_downloaded_to(refused, monkeypatch):
         ),
         ({"sample.guidance.sigma_min": 5.0}, "sigma_min 5 must be below sigma_max 4"),
         ({"sample.label": 7}, "sample.label: 7 is one class"),
+        (
+            {"sample.sampler": "ddpm", "sample.samplers.ddpm.variance": "beta"},
+            "samplers.ddpm.variance beta needs a variance-preserving schedule; choose beta_tilde",
+        ),
         ({"sample.n": 100}, "fewer than evaluate.n"),
         ({"evaluate.n": 0}, "evaluate.n: 0 will not do"),
         ({"train_second_classifier.classifier": "conv"}, "'conv' is the first one's"),
