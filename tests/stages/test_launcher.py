@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from importlib.metadata import packages_distributions
 from importlib.util import find_spec
@@ -54,6 +55,28 @@ def test_the_python_beside_it_comes_first(checkout):
     for cwd in (checkout, checkout.parent):
         done = launch(checkout, "stages.sample", cwd=cwd)
         assert (done.returncode, done.stdout) == (0, "of this checkout -m stages.sample\n")
+
+
+def test_a_temporary_workspace_takes_the_python_of_its_checkout(checkout):
+    """`dvc exp run --temp` runs in a copy below .dvc/tmp, which has no environment."""
+    put_python(checkout.parent / "bin/python", "of the PATH")
+    put_python(checkout / ".venv/bin/python", "of this checkout")
+    workspace = checkout / ".dvc/tmp/exps/tmpabc"
+    shutil.copytree(checkout / "stages", workspace / "stages")
+    done = launch(workspace, "stages.sample", cwd=workspace)
+    assert (done.returncode, done.stdout) == (0, "of this checkout -m stages.sample\n")
+
+
+def test_another_project_called_ldm_is_named(tmp_path):
+    """Its name is that of others, too, which may come first on the path."""
+    (tmp_path / "ldm.py").write_text("")
+    for module in ("stages.decode", "tools.check"):
+        env = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+        command = [sys.executable, "-m", module, "--help"]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"ldm is {tmp_path / 'ldm.py'}, not the one beside {ROOT / 'stages'}" in done.stderr
+        assert done.stderr.count("\n") == 1
 
 
 def test_without_python_it_says_so_in_one_line(checkout):
