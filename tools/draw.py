@@ -13,7 +13,7 @@ import click
 
 import ldm
 from ldm import InputError, gif, png, tile, write_atomic
-from stages.runner import check_writable, pick_device, run_command
+from stages.runner import check_writable, limit_threads, pick_device, run_command
 
 
 @click.command(help=__doc__, context_settings={"show_default": True})
@@ -31,6 +31,7 @@ def command(
     if out.suffix.lower() not in (".png", ".gif"):
         raise InputError(f"--out {out}: name a .png file for a grid, or a .gif file for an animation")
     check_writable(out.parent)
+    limit_threads()
     loaded = ldm.load(model, pick_device(device))
     names = [labels] if labels in loaded.denoiser.class_names else [name.strip() for name in (labels or "").split(",")]
     own = list(islice(cycle(names), n)) if labels else None

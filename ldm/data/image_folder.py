@@ -136,7 +136,7 @@ def listing(things: Iterable[object], most: int = 3) -> str:
 
 def convert(paths: list[Path], conversion: Conversion) -> Iterator[Pixels | str]:
     """Read pictures, several at a time; for one that cannot be read, the reason, which names the file."""
-    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield from pool.map(partial(_pixels_or_reason, conversion=conversion), paths)

@@ -17,6 +17,7 @@ from .parameters import read_section as read_section
 from .parameters import read_yaml as read_yaml
 from .parameters import with_settings as with_settings
 from .processes import leave as leave
+from .processes import limit_threads as limit_threads
 from .progress import bar as bar
 from .progress import track as track
 from .run import DAG as DAG

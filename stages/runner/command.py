@@ -97,8 +97,7 @@ def stage(
         elif parallel and given["processes"] > 1:
             processes.launch(this, given["processes"])
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # fp32 is that of IEEE 754
-        if "OMP_NUM_THREADS" not in os.environ and processes.usable_cores() < torch.get_num_threads():
-            torch.set_num_threads(processes.usable_cores())
+        processes.limit_threads()
         announce(this)
         keep_freed_memory()
         if given["deterministic"]:

@@ -3,6 +3,7 @@
 import math
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +17,9 @@ RANK = int(os.environ["RANK"]) if TORCHRUN else 0  # torchrun's number of this p
 COUNT = int(os.environ["WORLD_SIZE"]) if TORCHRUN else 1
 UNDER_TORCHRUN = COUNT > 1
 
-QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of the control group of this process
+# of the control group of this process: quota and period, in version 2 in one file, in version 1 in two
+GROUP = Path("/sys/fs/cgroup")
+QUOTAS = ("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")
 
 
 def launch(run: Run[Any], processes: int) -> NoReturn:
@@ -39,11 +42,18 @@ def launch(run: Run[Any], processes: int) -> NoReturn:
 def usable_cores() -> int:
     """The cores that this process may use: those of its affinity, or fewer where its control group has a quota."""
     cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = QUOTA.read_text("utf-8").split()
-        return min(cores, max(1, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):  # no control groups of version 2, or no quota
-        return cores
+    for files in QUOTAS:
+        with suppress(OSError, ValueError):  # not this version of control groups, or no quota
+            quota, period = " ".join((GROUP / file).read_text("utf-8") for file in files).split()
+            if int(quota) > 0:
+                cores = min(cores, max(1, math.ceil(int(quota) / int(period))))
+    return cores
+
+
+def limit_threads() -> None:
+    """Let torch use no more threads than there are cores for it, unless OMP_NUM_THREADS says how many."""
+    if "OMP_NUM_THREADS" not in os.environ and usable_cores() < torch.get_num_threads():
+        torch.set_num_threads(usable_cores())
 
 
 def join(device: str) -> str:

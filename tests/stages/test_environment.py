@@ -54,6 +54,9 @@ def test_a_user_without_a_name_or_home(run, tmp_path):
     if run(*other, sys.executable, "-c", "import ldm").returncode:
         pytest.skip(f"others may not read {ROOT}, or its environment")
     environment = {"PYTHONDONTWRITEBYTECODE": "1", "HOME": "/"}
+    asked = [*other, "env", "-u", "USER", "-u", "LOGNAME", "-u", "HOME", "make", "-n", "-p", "setup"]
+    said = run(*asked).stdout  # what make knows, of which DVC needs a name
+    assert re.search(r"^LOGNAME := 54321$", said, re.MULTILINE), said[-500:]
     done = run(*other, *READ, str(tmp_path / "out"), **environment)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out/images.safetensors").stat().st_uid == 54321
@@ -73,12 +76,15 @@ def test_figures_in_a_notebooks_backend_and_with_any_name(run):
 
 
 @pytest.mark.parametrize(("text", "cores"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", 64), (None, 64)])
-def test_cores_are_those_of_the_control_group(monkeypatch, tmp_path, text, cores):
+@pytest.mark.parametrize("version", [1, 2])
+def test_cores_are_those_of_the_control_group(monkeypatch, tmp_path, text, cores, version):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
-    limits = tmp_path / "cpu.max"
-    if text:
-        limits.write_text(text)
-    monkeypatch.setattr(processes, "QUOTA", limits)
+    (tmp_path / "cpu").mkdir()
+    quota, period = (text or "max 1").replace("max", "-1").split()
+    files = {"cpu/cpu.cfs_quota_us": quota, "cpu/cpu.cfs_period_us": period} if version == 1 else {"cpu.max": text}
+    for name, content in files.items() if text else ():
+        (tmp_path / name).write_text(f"{content}\n")
+    monkeypatch.setattr(processes, "GROUP", tmp_path)
     assert processes.usable_cores() == cores
 
 
