@@ -13,26 +13,31 @@ NEEDED_MB := $(if $(TORCH_INDEX),3000,9000)
 WORKERS := --numprocesses logical --maxprocesses 4 --dist loadfile  # files of tests side by side, each on one thread
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+# DVC asks for the user's name, which a user without an entry in /etc/passwd (docker run --user) does not have
+export LOGNAME := $(or $(LOGNAME),$(USER),$(shell id -un 2>/dev/null || id -u))
 
 # an environment holds the path of its folder: it is made anew where that was moved or renamed
 ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 .PHONY: $(READY)
+else ifneq ($(TORCH_INDEX),)
+$(info make: $(VENV) is there and stays as it is; make clean first to take torch from $(TORCH_INDEX))
 endif
 
-.PHONY: setup repro test test-fast lint bench clean
+.PHONY: setup repro test test-fast lint bench clean GIT
 
 setup: $(READY)
 
 repro: $(READY)
 	@python -m tools.check --recipe .
-	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "make: no git repository here (an archive?): DVC runs without, but without experiments"; dvc config --local core.no_scm true; }
+	@if git rev-parse --git-dir >/dev/null 2>&1; then dvc config --local --unset core.no_scm 2>/dev/null || true; \
+	else echo "make: no git repository here (an archive?): DVC runs without, but without experiments"; dvc config --local core.no_scm true; fi
 	dvc repro
 	dvc metrics show artifacts/metrics/*.json
 
-test: $(READY) lint
+test: GIT $(READY) lint
 	python -m pytest $(WORKERS)
 
-test-fast: $(READY)
+test-fast: GIT $(READY)
 	python -m pytest $(WORKERS) -m "not slow"
 
 lint: $(READY)
@@ -43,6 +48,9 @@ lint: $(READY)
 bench: $(READY)
 	python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,bench]"
 	python -m bench $(if $(DEVICE),--device $(DEVICE))
+
+GIT:
+	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "make: the tests need a git repository, which an archive is not: git init && git add . makes one" >&2; exit 1; }
 
 clean:
 	rm -rf $(VENV)

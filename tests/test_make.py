@@ -27,6 +27,7 @@ def clone(tmp_path) -> Path:
     folder.mkdir()
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, folder)
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
     for name, text in (("old", OLD), ("no_venv", NO_VENV)):
         script = tmp_path / name
         script.write_text(text)
@@ -61,6 +62,45 @@ case "$*" in
   *"-m venv"*) touch made; exit 1 ;;
 esac
 """
+
+
+def make(clone: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    return subprocess.run(["make", *arguments], cwd=clone, env=environment, capture_output=True, text=True)
+
+
+RECORDING = """#!/bin/sh
+case "$*" in
+  *"-m venv"*) mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
+  *"-m pip"*) echo "$*" >>words ;;
+esac
+"""
+
+
+def test_torch_comes_from_the_index_that_is_named(clone):
+    """First of all, so that what needs torch later finds it there; and an environment that is there stays."""
+    (clone / "fake").write_text(RECORDING)
+    (clone / "fake").chmod(0o755)
+    settings = ["PYTHON=./fake", "NEEDED_MB=1", "TORCH_INDEX=https://example.org/cpu"]
+    done = make(clone, "setup", *settings)
+    assert done.returncode == 0, done.stderr
+    first, second = (clone / "words").read_text().splitlines()
+    assert first.endswith("--index-url https://example.org/cpu torch torchvision")
+    assert "--index-url" not in second
+    again = make(clone, "setup", *settings)
+    assert "make: .venv is there and stays as it is; make clean first to take torch from https" in again.stdout
+    assert len((clone / "words").read_text().splitlines()) == 2
+
+
+def test_an_archive_without_git_says_that_the_tests_need_it(clone):
+    (clone / "fake").write_text(RECORDING)
+    (clone / "fake").chmod(0o755)
+    shutil.rmtree(clone / ".git")
+    for target in ("test", "test-fast"):
+        done = make(clone, target, "PYTHON=./fake", "NEEDED_MB=1")
+        assert done.returncode != 0
+        assert "make: the tests need a git repository, which an archive is not: git init && git add ." in done.stderr
+    assert not (clone / "words").exists()
 
 
 @pytest.mark.parametrize(("moved", "made"), [(False, False), (True, True)])

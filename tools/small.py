@@ -34,7 +34,10 @@ def copy_project(target: Path) -> Path:
     Its params.yaml has the values of small.yaml.
     """
     exclude = ("--exclude-standard", "--", ".", ":!artifacts", ":!dvc.lock")
-    for name in run_in(ROOT, "git", "ls-files", "--cached", "--others", *exclude).stdout.splitlines():
+    listed = run_in(ROOT, "git", "ls-files", "--cached", "--others", *exclude)
+    if listed.returncode:
+        raise InputError(f"{ROOT} is no git repository, whose files could be copied; make one: git init && git add .")
+    for name in listed.stdout.splitlines():
         if (ROOT / name).is_file():  # a file that was removed is still listed
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target / name)
