@@ -61,7 +61,7 @@ def compute(run: Run[Config]) -> None:
     run.write_json("memorisation.json", values | {"twins_left_out": int(twins.sum())})
     lowest = found["generated"].score.argsort()[: config.pairs]
     pairs = torch.cat([generated[lowest], train[found["generated"].nearest[lowest]]])
-    run.write("closest_pairs.png", png(tile(pairs, config.pairs)))
+    run.write("closest_pairs.png", png(tile(pairs, len(lowest))))
     run.write("scores.png", figure({name: found[name].score.numpy() for name in found}))
 
 

@@ -273,6 +273,7 @@ class TestCommittedRun:
         path = ROOT / "artifacts/fp32/model.safetensors"
         (out,) = read_yaml(ROOT / "artifacts/fp32/lock.yaml")["stages"]["export"]["outs"]
         assert hashlib.md5(path.read_bytes()).hexdigest() == out["md5"]
+        assert path.stat().st_size <= 8_000_000
         drawn = tile(ldm.load(path, "cpu").sample(20), 20)
         with Image.open(ROOT / "artifacts/fp32/grid.png") as grid:
             first_row = np.asarray(grid)[: 2 * len(drawn) : 2, ::2].astype(float)

@@ -58,6 +58,14 @@ def history(folder):
     return json.loads((folder / "history.json").read_text())
 
 
+def test_the_curve_never_holds_nan(here):
+    """JSON has none, and what reads it fails: null stands for a loss that is not finite."""
+    run = run_in(here)
+    fit(run, trainer_of(run), lambda network: float("nan"))
+    assert "NaN" not in (here / "history.json").read_text()
+    assert {row["validation_loss"] for row in history(here)} == {None}
+
+
 def test_the_curve_is_written_while_the_training_runs(here):
     seen = []
 
