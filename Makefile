@@ -14,7 +14,7 @@ WORKERS := --numprocesses logical --maxprocesses 4 --dist loadfile  # files of t
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 # DVC asks for the user's name, which a user without an entry in /etc/passwd (docker run --user) does not have
-export LOGNAME := $(or $(LOGNAME),$(USER),$(shell id -un 2>/dev/null || id -u))
+export LOGNAME := $(or $(LOGNAME),$(USER),$(firstword $(shell id -un 2>/dev/null || id -u)))
 
 # an environment holds the path of its folder: it is made anew where that was moved or renamed
 ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))

@@ -156,7 +156,7 @@ def test_a_recipe_runs_the_code_of_its_own_checkout(copy, tmp_path):
         assert run_in(copy, *GIT, *line).returncode == 0
     tree = tmp_path / "worktree"
     assert run_in(copy, "git", "worktree", "add", "-q", str(tree)).returncode == 0
-    change(tree / FASHION / "params.yaml", EMBEDDED | {"prepare_data.limit": 20})
+    change(tree / FASHION / "params.yaml", EMBEDDED | {"prepare_data.limit": 100})
     with (tree / "ldm/data/known.py").open("a") as file:
         file.write('\nprint("the code of the worktree", __file__)\n')
     target = f"{FASHION}/dvc.yaml:prepare_data"
@@ -164,7 +164,7 @@ def test_a_recipe_runs_the_code_of_its_own_checkout(copy, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"the code of the worktree {tree / 'ldm/data/known.py'}" in done.stdout
     data = artifacts.load(tree / FASHION / "artifacts/prepare_data/images.safetensors", "images")
-    assert len(data["train_images"]) == 20
+    assert len(data["train_images"]) == 100
     locked = read_yaml(tree / FASHION / "dvc.lock")["stages"]["prepare_data"]
     status = run_in(tree, "dvc", "status", target, PYTHONPATH="")
     assert "up to date" in status.stdout, status.stdout

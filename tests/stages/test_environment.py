@@ -14,7 +14,7 @@ from conftest import ROOT
 from stages.runner import processes
 
 HELP = [sys.executable, "-m", "stages.train_diffusion", "--help"]
-READ = [sys.executable, "-m", "stages.prepare_data", "--set", "source=embedded", "--set", "limit=10", "--out"]
+READ = [sys.executable, "-m", "stages.prepare_data", "--set", "source=embedded", "--set", "limit=100", "--out"]
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "ascii", "utf-8"])

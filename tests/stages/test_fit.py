@@ -102,11 +102,11 @@ def test_what_the_run_reads_itself_is_not_set_aside(here):
 def test_a_full_disk_costs_the_curve_that_is_watched_alone(here, monkeypatch, capsys):
     written = []
 
-    def full(path, data):
+    def full(path, *data):
         written.append(path)
         if len(written) < 10:
             raise OSError(28, "No space left on device")
-        path.write_bytes(data)
+        path.write_bytes(b"".join(data))
 
     monkeypatch.setattr("ldm.artifacts.write_atomic", full)
     run = run_in(here, save_every=1000.0)

@@ -227,7 +227,7 @@ class TestOneStage:
         assert set(states) < set(stopped.states())
 
     def test_states_that_memory_does_not_hold_are_kept(self, stopped, monkeypatch):
-        monkeypatch.setattr(artifacts, "safetensors_torch", mock.Mock(load=mock.Mock(side_effect=MemoryError)))
+        monkeypatch.setattr(artifacts, "safetensors_torch", mock.Mock(load_file=mock.Mock(side_effect=MemoryError)))
         waiting = mock.Mock(_paths=lambda: [stopped.states()[-1]])
         with pytest.raises(MemoryError):
             checkpoints.Checkpoints.latest(waiting)
