@@ -75,7 +75,7 @@ def test_another_project_called_ldm_is_named(tmp_path):
         command = [sys.executable, "-m", module, "--help"]
         done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
         assert (done.returncode, done.stdout) == (2, "")
-        assert f"ldm is {tmp_path / 'ldm.py'}, not the one beside {ROOT / 'stages'}" in done.stderr
+        assert f"ldm is {tmp_path / 'ldm.py'}, not the one in {ROOT}; remove it" in done.stderr
         assert done.stderr.count("\n") == 1
 
 
