@@ -78,13 +78,14 @@ def compute(run: Run[Config]) -> None:
     dag, params = read_yaml(recipe / DAG), read_yaml(run.params)
     plots = sorted(dag.get("plots", []), key=lambda entry: not isinstance(entry, str))  # pictures first, then curves
     table, found = (read_json(run.inputs[name]) if name in run.inputs else {} for name in ("measures", "memorisation"))
+    table = table or {name_of(path): row for path in dag.get("metrics", []) if (row := read_json(recipe / path))}
     table = dict(sorted(table.items(), key=lambda row: row[0] != "diffusion"))  # the model's row first
     template = Environment(loader=FileSystemLoader(ROOT / "stages/runner"), autoescape=True, undefined=StrictUndefined)
     page = template.get_template(TEMPLATE).render(
         kind="Latent diffusion" if "train_vae" in dag["stages"] else "Diffusion",
-        data=next((row["data"] for row in table.values()), recipe.resolve().name),
+        data=next((row["data"] for row in table.values() if "data" in row), recipe.resolve().name),
         rows=[f"{name.replace('_', ' ')} ({row['n']:,})" for name, row in table.items()],
-        measures=list(measures(table)),
+        measures=measures(table, dag),
         pictures=[picture for entry in plots for picture in pictures_of(recipe, entry)],
         memorisation=[(name, meaning, cell(found[name])) for name, meaning in MEMORISATION.items() if name in found],
         settings={name: settings(name, params[name]) for name in dag["stages"] if name in params},
@@ -96,20 +97,26 @@ def compute(run: Run[Config]) -> None:
     print(f"{run.name}: the page is {path}")
 
 
-def measures(table: dict[str, Any]) -> list[Measure]:
-    """The lines of the table, each with the sentence that the help of `evaluate` has for it."""
-    told = import_module("stages.evaluate").__doc__ or ""
+def measures(table: dict[str, Any], dag: dict[str, Any]) -> list[Measure]:
+    """The lines of the table, each with the sentence that the help of a stage has for it."""
+    modules = [entry["cmd"].split()[1] for entry in dag["stages"].values()]
+    told = "\n".join(import_module(module).__doc__ or "" for module in modules)
     lines = re.findall(r"^([\w…]+(?:, [\w…]+)*)  +(\S.*)$", told, re.MULTILINE)
     meanings = {name: meaning for names, meaning in lines for name in names.split(", ")} | COUNTED
-    keys = [key for key in next(iter(table.values()), {}) if key in meanings]
-    return [Measure(key, meanings[key], [cell_of(row, key) for row in table.values()]) for key in keys]
+    keys = dict.fromkeys(key for row in table.values() for key in row if not re.search("^(data|n)$|_(std|class)$", key))
+    return [Measure(key, meanings.get(key, ""), [cell_of(row, key) for row in table.values()]) for key in keys]
+
+
+def name_of(path: str) -> str:
+    """What a picture, or a file of metrics, is called by its place: that below artifacts, without the ending."""
+    return path.removeprefix("artifacts/").removeprefix("metrics/").rpartition(".")[0].removesuffix("/metrics")
 
 
 def cell_of(row: dict[str, Any], key: str) -> str:
     """A measure, with its deviation, or the class that is meant, where the row has them."""
     about = {"std": " ± {}", "class": " ({})"}
     more = [form.format(cell(row[name])) for end, form in about.items() if row.get(name := f"{key}_{end}") is not None]
-    return cell(row[key]) + "".join(more)
+    return cell(row.get(key)) + "".join(more)
 
 
 def cell(value: Any) -> str:
@@ -123,18 +130,27 @@ def pictures_of(recipe: Path, entry: Any) -> Iterator[Picture]:
     """What an entry of `plots` in dvc.yaml shows; nothing where a file is not there, or of another kind."""
     if isinstance(entry, str):
         path = recipe / entry
-        heading, about = PICTURES.get(path.name, (path.stem.replace("_", " "), f"The picture {path.name}."))
+        heading, about = PICTURES.get(path.name, (name_of(entry).replace("_", " "), f"The picture {entry}."))
         # the page has the table as text
         if path.exists() and path.suffix in TYPES and path.name != "table.png":
-            yield Picture(heading, about, as_source(path.read_bytes(), path.suffix))
+            yield Picture(
+                heading + which(entry) * (path.name in PICTURES), about, as_source(path.read_bytes(), path.suffix)
+            )
         return
     for title, chart in entry.items():
         chart = chart or {}
         x, y, path = chart.get("x", "step"), chart.get("y"), recipe / title
         for file, names in y.items() if isinstance(y, dict) else ():
-            yield from curves(title, read_json(recipe / file), x, [names] if isinstance(names, str) else names)
+            yield from curves(
+                title + which(file), read_json(recipe / file), x, [names] if isinstance(names, str) else names
+            )
         if isinstance(y, str) and chart.get("template") == "confusion" and path.exists():
             yield confusion(chart.get("title", title), path, x, y)
+
+
+def which(file: str) -> str:
+    """The run that a file is of, to end a heading with, where a recipe has several: artifacts/stage/run/file."""
+    return f": {Path(file).parts[2].replace('_', ' ')}" if len(Path(file).parts) > 3 else ""
 
 
 def curves(title: str, history: list[dict[str, Any]], x: str, names: list[str]) -> Iterator[Picture]:

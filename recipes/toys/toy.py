@@ -1,7 +1,20 @@
 """A toy distribution from end to end: draw points, train a denoiser, sample, score the samples, and draw figures.
 
 Training and sampling are the stages train_diffusion and sample themselves, run on points (d, 1, 1) in the place of
-latents.
+latents. metrics.json has:
+
+\b
+sliced_wasserstein         Wasserstein distance of samples to true points, in the mean over directions
+energy_distance            energy distance of samples to true points: 0 on average for equal distributions
+floor_sliced_wasserstein, floor_energy_distance  the same of other true points, in the place of samples
+mode_offset                mean offset of the samples from their nearest modes, along its largest axis, in deviations
+mode_std_ratio             deviation of the samples around their nearest modes, over the true one
+smallest_share             share of the samples at the poorest mode, times the number of modes
+largest_share              share of the samples at the richest mode, times the number of modes
+curve_distance_median      distance of the samples to the curve: the median
+curve_distance_p95         distance of the samples to the curve: the 95th percentile
+nats                       mean −log density of true points by the model; at best the entropy
+entropy                    mean −log density of true points by the truth
 """
 
 from dataclasses import replace

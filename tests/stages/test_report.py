@@ -207,3 +207,24 @@ def test_a_browser_shows_it(project, tmp_path, width):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert f"<title>images {len(PICTURES) + 5}, broken 0, wide false</title>" in done.stdout
     assert "CONSOLE" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("recipe", "pictures"), [("toys", 22), ("sweep", 1), ("blog_ldm", 13)])
+def test_every_recipe_has_one(recipe, pictures, tmp_path):
+    """Of the files that are committed: each metric with its figure, each picture."""
+    done = run_in(ROOT, sys.executable, "-m", "stages.report", "--recipe", f"recipes/{recipe}", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    page = Page(tmp_path / "report.html")
+    assert len(page.all("img")) == pictures
+    assert len({image["src"] for image in page.all("img")}) == pictures
+    headings = re.findall("<h3>(.*?)</h3>", page.source)
+    assert len(set(headings)) == pictures
+    for file in read_yaml(ROOT / f"recipes/{recipe}/dvc.yaml").get("metrics", []):
+        path = ROOT / f"recipes/{recipe}" / file
+        for key, value in json.loads(path.read_text()).items() if path.exists() else ():
+            if isinstance(value, float) and not key.endswith("_std"):
+                assert cell(value) in page.text, (file, key)
+    if recipe == "toys":
+        assert page.source.count("<br><span></span>") == 0  # each measure has its sentence
+        assert "moons (2,000)" in page.text
