@@ -27,8 +27,7 @@ def groups_of_equals(images: Tensor) -> Tensor:
 
 def duplicates(images: Tensor, known: Tensor) -> Tensor:
     """Which of the images (n, C, H, W) are equal in every pixel to one of the known ones, uint8: (n,) booleans."""
-    seen = {image.numpy().tobytes() for image in known}
-    return torch.tensor([image.numpy().tobytes() in seen for image in images], dtype=torch.bool)
+    return groups_of_equals(torch.cat([known, images]))[len(known) :] < len(known)
 
 
 def tile(images: Tensor, columns: int, gap: int = 2) -> NDArray[np.uint8]:

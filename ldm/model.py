@@ -83,13 +83,9 @@ class Model:
         """Write the model as one file, which `load` takes: its networks, four numbers of each latent channel, and how
         it was made.
         """
-        tensors = {
-            f"{kind}.{name}": tensor
-            for kind in NETWORKS
-            if kind in self.parts
-            for name, tensor in self.parts[kind].tensors.items()
-        }
-        tensors |= {f"latents.{name}": self.parts["latents"][name] for name in MOMENTS}
+        tensors = {f"latents.{name}": self.parts["latents"][name] for name in MOMENTS}
+        for kind in filter(self.parts.__contains__, NETWORKS):
+            tensors |= {f"{kind}.{name}": tensor for name, tensor in self.parts[kind].tensors.items()}
         config = {kind: artifact.config for kind, artifact in self.parts.items()}
         artifacts.save(Path(path), "model", tensors, config, list(self.parts.values()))
 
@@ -100,7 +96,7 @@ class Model:
 
     def _classes(self, n: int, first: int, label: Any) -> dict[int, int] | None:
         """The index of each sample's class by its number, or None for quotas."""
-        _check_natural(first=first)
+        _check_natural("first", first)
         if not isinstance(n, Integral) or n < 1:
             raise InputError(f"{n} images cannot be drawn; ask for at least 1")
         label = self.sampling.get("label") if label is None else label
@@ -114,10 +110,8 @@ class Model:
         else:
             each = [self.denoiser.class_of(one) for one in label]
         if len(each) != n or None in each:
-            listed = str(list(label))[:60]
-            raise InputError(
-                f"label {listed}: a class that was trained on is wanted for each of {n} images, or one for all"
-            )
+            wanted = f"a class that was trained on is wanted for each of {n} images, or one for all"
+            raise InputError(f"label {str(list(label))[:60]}: {wanted}")
         return {first + i: index for i, index in enumerate(each) if index is not None}
 
     def _batches(
@@ -137,7 +131,7 @@ class Model:
         if not isinstance(steps, Integral) or steps < 1:
             raise InputError(f"steps {steps!r}: a whole number from 1 on is wanted")
         sigmas = self._build(spacings, "spacing", spacing)(self.denoiser.schedule, steps)
-        _check_natural(seed=seed)
+        _check_natural("seed", seed)
         own, batches = self._classes(n, first, label), split_range(first, n, shown or self.sampling["batch_size"])
         move = self._build(samplers, "sampler", sampler)
         how = {"seed": seed, "label": own, "precision": self.sampling.get("precision", "fp32"), "shown": shown}
@@ -155,11 +149,10 @@ class Model:
         return registry.build(name, options)
 
 
-def _check_natural(**values: Any) -> None:
+def _check_natural(name: str, value: Any) -> None:
     """Raises: InputError for a value that is no whole number from 0 on."""
-    for name, value in values.items():
-        if not isinstance(value, Integral) or not 0 <= value < 2**63:  # type: ignore[operator]
-            raise InputError(f"{name} {value}: a whole number from 0 to 2**63 - 1 is wanted")
+    if not isinstance(value, Integral) or not 0 <= value < 2**63:  # type: ignore[operator]
+        raise InputError(f"{name} {value}: a whole number from 0 to 2**63 - 1 is wanted")
 
 
 def load(path: str | Path, device: str | None = None) -> Model:

@@ -68,19 +68,19 @@ class Space(NamedTuple):
     """The features of one classifier, the training images in them, and the references by the split that is held out."""
 
     classifier: networks.classifier.Classifier
-    train: metrics.reference.Labelled
-    references: dict[str, metrics.reference.Reference]
+    train: metrics.frechet.Labelled
+    references: dict[str, metrics.frechet.Reference]
 
     @classmethod
     def fit(cls, run: Run[Config], inputs: dict[str, Artifact], splits: dict[str, str], suffix: str) -> Space:
         """splits: short name → split. suffix: that of the names in the artifact `features`."""
         artifact = inputs["second_classifier" if suffix else "classifier"]
 
-        def real(split: str) -> metrics.reference.Labelled:
+        def real(split: str) -> metrics.frechet.Labelled:
             pair = inputs["features"][f"{split}{suffix}"], inputs["images"][f"{split}_labels"]
             return labelled(*(metrics.quality.subset(x, len(x), run.config.seed) for x in pair))
 
-        train, reference = real("train"), metrics.reference.Reference
+        train, reference = real("train"), metrics.frechet.Reference
         references = {short: reference(train, real(split), f"{split} images") for short, split in splits.items()}
         return cls(networks.classifier.Classifier.from_artifact(artifact, run.device), train, references)
 
@@ -94,8 +94,8 @@ class Space(NamedTuple):
             return self.classifier.logits(features.to(weight.device)).argmax(1).cpu()
 
 
-def labelled(features: Tensor, labels: Tensor) -> metrics.reference.Labelled:
-    return metrics.reference.Labelled(features.numpy(), labels.numpy())
+def labelled(features: Tensor, labels: Tensor) -> metrics.frechet.Labelled:
+    return metrics.frechet.Labelled(features.numpy(), labels.numpy())
 
 
 def compute(run: Run[Config]) -> None:
@@ -159,7 +159,7 @@ def measures(
     for split, reference in first.references.items():
         within = within_classes(run, name, reference, of_first, row.labels, class_names)
         ratios = np.array(list(within.values()) or np.full((1, 3), np.nan), dtype=float)  # (classes, 3)
-        mean = metrics.reference.Ratio(ratios[:, 0].mean(), *np.sqrt((ratios[:, 1:] ** 2).sum(0)) / len(ratios))
+        mean = metrics.frechet.Ratio(ratios[:, 0].mean(), *np.sqrt((ratios[:, 1:] ** 2).sum(0)) / len(ratios))
         worst = max(within, key=within.__getitem__, default=None)
         found |= as_measures(f"within_{split}", mean)
         found[f"worst_{split}"] = None if worst is None else within[worst].value
@@ -176,7 +176,7 @@ def measures(
     return found | neighbours | {"label_tv": tv}
 
 
-def as_measures(key: str, ratio: metrics.reference.Ratio) -> Measures:
+def as_measures(key: str, ratio: metrics.frechet.Ratio) -> Measures:
     """A ratio and its two deviations; null for what is not a number."""
     values = {key: ratio.value, f"{key}_std": ratio.std, f"{key}_real_std": ratio.real_std}
     return {name: None if value is None or np.isnan(value) else float(value) for name, value in values.items()}
@@ -185,11 +185,11 @@ def as_measures(key: str, ratio: metrics.reference.Ratio) -> Measures:
 def within_classes(
     run: Run[Config],
     name: str,
-    reference: metrics.reference.Reference,
+    reference: metrics.frechet.Reference,
     features: Tensor,
     labels: Tensor | None,
     class_names: Sequence[str],
-) -> dict[int, metrics.reference.Ratio]:
+) -> dict[int, metrics.frechet.Ratio]:
     """The ratio within each class; none, with the reason said, where classes have too few images."""
     if labels is None:
         return {}

@@ -58,8 +58,7 @@ class Folder(ImageFolder):
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
         names = [entry.name for entry in os.scandir(directory) if entry.is_dir() and not is_hidden(entry.name)]
         for name in names:
-            if name.encode("utf-8", "replace").decode() != name:
-                shown = name.encode("utf-8", "replace").decode()
+            if (shown := name.encode("utf-8", "replace").decode()) != name:
                 raise InputError(f"{directory}: the name of the folder {shown} is no UTF-8; rename it")
         if not names:
             raise InputError(f"{directory} has no sub-folders: {LAYOUT}; lay the pictures out as {directory}/oak/1.png")

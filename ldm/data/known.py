@@ -21,15 +21,10 @@ import numpy as np
 from ldm.errors import InputError
 from ldm.lazy import Tensor, torch, torchvision
 
-SETS = {  # name → torchvision's class
-    "mnist": "MNIST",
-    "fashion_mnist": "FashionMNIST",
-    "kmnist": "KMNIST",
-    "emnist": "EMNIST",
-    "cifar10": "CIFAR10",
-    "cifar100": "CIFAR100",
-    "svhn": "SVHN",
-}
+# name → torchvision's class
+SETS = {name.lower(): name for name in ("MNIST", "KMNIST", "EMNIST", "CIFAR10", "CIFAR100", "SVHN")}
+SETS |= {"fashion_mnist": "FashionMNIST"}
+HALVES: list[dict[str, Any]] = [{"split": "train"}, {"split": "test"}]
 # torchvision's class → file without the end of its name → MD5 when unpacked; of other sets that of the archive is known
 MD5 = {
     "MNIST": {
@@ -73,18 +68,11 @@ def missing(name: str, root: Path) -> str | None:
     lacking = [place for place in places(name) if not (root / place).exists()]
     if not lacking:
         return None
-    near = [
-        root.parent,
-        root.parent.parent,
-        *(sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []),
-    ]
+    near = [root.parent, root.parent.parent, *sorted(root.glob("*/"))]
     found = next((other for other in near if all((other / place).exists() for place in places(name))), None)
     instead = f"; {found} does, so name that" if found else ""
-    flat, archive = (
-        sorted(root.glob("train-images*")),
-        root / str(getattr(getattr(torchvision.datasets, SETS[name]), "filename", "")),
-    )
-    if flat and places(name) == [f"{SETS[name]}/raw"]:
+    archive = root / getattr(getattr(torchvision.datasets, SETS[name]), "filename", "")
+    if any(root.glob("train-images*")) and places(name) == [f"{SETS[name]}/raw"]:
         folder = root / places(name)[0]
         instead = f"; its files lie one level too high: mkdir -p {folder} && mv {root}/*ubyte* {folder}"
     elif archive.is_file():
@@ -95,8 +83,7 @@ def missing(name: str, root: Path) -> str | None:
 def download(name: str, root: Path, split: str) -> str | None:
     """Download a set into the root by torchvision, into a side folder first; returns why that failed, or None."""
     data, before = getattr(torchvision.datasets, SETS[name]), socket.getdefaulttimeout()
-    parts: list[dict[str, Any]] = [{"split": "train"}, {"split": "test"}] if name == "svhn" else [{}]
-    parts = [{"split": split}] if name == "emnist" else parts
+    parts = {"svhn": HALVES, "emnist": [{"split": split}]}.get(name, [{}])
     print(f"prepare_data: downloading {SETS[name]} into {root}", file=sys.stderr)
     socket.setdefaulttimeout(PATIENCE)
     try:
@@ -139,16 +126,12 @@ def read(name: str, root: Path, split: str = "balanced") -> Known:
 def _by_torchvision(name: str, root: Path) -> Known:
     """CIFAR and SVHN, whose files torchvision checks."""
     data = getattr(torchvision.datasets, SETS[name])
-    options: list[dict[str, Any]] = [{"split": "train"}, {"split": "test"}]
-    if name != "svhn":
-        options = [{"train": True}, {"train": False}]
+    options = HALVES if name == "svhn" else [{"train": True}, {"train": False}]
     try:
         train, test = (data(root, **option) for option in options)
     except RuntimeError:
-        where = " and ".join(str(root / place) for place in places(name))
-        raise InputError(
-            f"{where}: a file is missing or corrupt; replace it, or, in the default root, remove it"
-        ) from None
+        problem = "a file is missing or corrupt; replace it, or, in the default root, remove it"
+        raise InputError(f"{' and '.join(str(root / place) for place in places(name))}: {problem}") from None
 
     def pair(part: Any) -> tuple[Tensor, Tensor]:
         images = part.data if name == "svhn" else part.data.transpose(0, 3, 1, 2)
@@ -180,8 +163,7 @@ def _check(path: Path, md5: str) -> None:
     remedy = f"put an intact one there, or, in the default root, remove {path.parent} to download the set again"
     if not path.is_file():
         raise InputError(f"{path} is missing; {remedy}")
-    with path.open("rb") as file:
-        actual = hashlib.file_digest(file, "md5").hexdigest()
+    actual = torchvision.datasets.utils.calculate_md5(path)
     if actual != md5 and path.suffix == ".gz":
         with contextlib.suppress(OSError, EOFError, zlib.error), gzip.open(path) as file:
             actual = hashlib.file_digest(file, "md5").hexdigest()

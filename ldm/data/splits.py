@@ -1,7 +1,5 @@
 """Splits by class, in which equal pictures stay together."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 

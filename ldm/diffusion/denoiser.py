@@ -1,10 +1,8 @@
 """A network, a schedule and a prediction as one function, `denoiser(x, sigma, labels) -> denoised`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from ldm.artifacts import Artifact
 from ldm.diffusion.prediction import Prediction, invertible_without_signal, predictions, x0_from
@@ -35,19 +33,19 @@ class Denoiser:
             raise InputError("at alpha = 0 this prediction says nothing of x0; choose x0, v, flow or edm")
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], shape: Sequence[int], class_sizes: Sequence[int] = ()) -> Denoiser:
+    def from_config(cls, config: Mapping[str, Any], shape: Sequence[int], class_sizes: Sequence[int] = ()) -> Self:
         """Build from a resolved `train_diffusion` section, for samples (C, h, w). Weights are random."""
         schedule, build = schedules.chosen(config, "schedule"), networks.chosen(config, "network")
         network = build(tuple(shape), classes=len(class_sizes)) if class_sizes else build(tuple(shape))
         return cls(network, schedule, predictions.chosen(config, "prediction"), shape, class_sizes)
 
     @classmethod
-    def from_artifact(cls, artifact: Artifact, device: str = "cpu") -> Denoiser:
+    def from_artifact(cls, artifact: Artifact, device: str = "cpu") -> Self:
         """The trained denoiser, in evaluation mode. Raises: InputError where the weights do not fit."""
-        sizes = _class_sizes(artifact)
+        sizes, names = _classes(artifact)
         denoiser = artifact.build(lambda config: cls.from_config(config, config["shape"], sizes))
         artifact.load_into(denoiser.network, device)
-        return replace(denoiser, class_names=_class_names(artifact, len(sizes)))
+        return replace(denoiser, class_names=names)
 
     @property
     def device(self) -> Any:
@@ -76,23 +74,16 @@ class Denoiser:
         return self.x0(broadcast(scale, x) * x, level, labels)
 
 
-def _class_sizes(artifact: Artifact) -> list[int]:
-    """The number of training images of each class; empty for a network without labels.
+def _classes(artifact: Artifact) -> tuple[list[int], list[str]]:
+    """The number of training images of each class, and the classes' names; both are empty for a network without labels.
 
-    Raises: InputError where the artifact states anything else.
+    Raises: InputError where the artifact states anything else, or names that are not as many different texts.
     """
-    sizes = artifact.config.get("class_sizes", [])
+    sizes, names = (artifact.config.get(key, []) for key in ("class_sizes", "class_names"))
     valid = isinstance(sizes, list) and all(type(size) is int and 0 <= size < 2**32 for size in sizes)
     if not valid or (sizes and not any(sizes)):
         raise InputError(f"{artifact.path}: class_sizes {str(sizes)[:60]} are no numbers of training images")
-    return sizes
-
-
-def _class_names(artifact: Artifact, count: int) -> list[str]:
-    """The names of the classes, if there are any. Raises: InputError where they are not as many different texts."""
-    names = artifact.config.get("class_names", [])
-    if names and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        raise InputError(f"{artifact.path}: class_names {str(names)[:60]} are no names")
-    if names and len(set(names)) != count:
-        raise InputError(f"{artifact.path}: {len(set(names))} class_names for {count} classes")
-    return names
+    texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if names and (not texts or len(set(names)) != len(sizes)):
+        raise InputError(f"{artifact.path}: class_names {str(names)[:60]} are no names of {len(sizes)} classes")
+    return sizes, names

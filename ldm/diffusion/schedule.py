@@ -4,10 +4,8 @@ Everything is float64 and elementwise. The samplers work in σ-space, x̄ = x_t 
 sigma = σ̄ = sigma_t / alpha_t = exp(−half-log-SNR); that serves every schedule alike.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from ldm.config import Registry
 from ldm.errors import InputError
@@ -23,9 +21,9 @@ class Level(NamedTuple):
     alpha_t: Tensor
     sigma_t: Tensor
 
-    def expand(self, x: Tensor) -> Level:
+    def expand(self, x: Tensor) -> Self:
         """Repeat a scalar level on the CPU for samples x (B, …), on their device, which is not waited for: all (B,)."""
-        return Level(*(x.new_full((len(x),), value.item(), dtype=torch.float64) for value in self))
+        return type(self)(*(x.new_full((len(x),), value.item(), dtype=torch.float64) for value in self))
 
 
 class Schedule(ABC):

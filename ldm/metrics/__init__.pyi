@@ -1,4 +1,3 @@
 from . import frechet as frechet
 from . import memorisation as memorisation
 from . import quality as quality
-from . import reference as reference

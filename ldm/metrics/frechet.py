@@ -1,6 +1,11 @@
-"""The Fréchet distance between Gaussians fitted to two sets of features, in float64."""
+"""The Fréchet distance between Gaussians fitted to two sets of features, in float64.
 
-from collections.abc import Iterable
+And ratios of such distances, over all images and within each class: those of real images are what others are compared
+with.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
 from functools import reduce
 from typing import NamedTuple
 
@@ -77,3 +82,115 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     difference = a.mean - b.mean
     distance = difference @ difference + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross
     return float(max(distance, 0.0))  # the roots of tiny eigenvalues can leave −1e-6 between equal sets
+
+
+class Labelled(NamedTuple):
+    """Features of images, in a random order, and the class that each image is of or should be of."""
+
+    features: Features  # (n, d)
+    labels: NDArray[np.integer]  # (n,)
+
+    def of_class(self, label: int) -> Features:
+        """The features of the images of a class, (≤ n, d)."""
+        return self.features[self.labels == label]
+
+
+class Ratio(NamedTuple):
+    """A distance to the training images, over that of as many held-out images, and its standard deviations.
+
+    The deviations are over bootstrap resamples: `std` of both sides, `real_std` of the held-out images alone; None
+    where nothing was resampled. Resamples vary the shares of the classes, also where these are by quota: of such rows
+    the deviation is rather too wide. Seeds of a sampling and of a training add deviations of their own to the second.
+    """
+
+    value: float
+    std: float | None = None
+    real_std: float | None = None
+
+
+class Reference:
+    """Training images, and held-out images, whose own distance to the training images is the floor.
+
+    A ratio of 1 says that images lie as close to the training images as the held-out ones do. Both sides of a ratio
+    are of equally many images, the first of each set, since the distance depends on their number.
+    """
+
+    def __init__(self, train: Labelled, held_out: Labelled, name: str = "held-out images") -> None:
+        """name: of the held-out images, for messages. Raises: InputError as `moments`, for either set."""
+        self.train, self.held_out, self.name = train, held_out, name
+        self.of_train = moments(train.features, "training images")
+        self.of_held_out = moments(held_out.features, name)
+        self.floors: dict[tuple[int | None, int, int], tuple[float, float | None]] = {}
+
+    def distance(self, features: Features) -> float:
+        """The distance of the features (n, d) to the training images."""
+        return frechet_distance(moments(features), self.of_train)
+
+    def ratio(self, features: Features, resamples: int = 0) -> Ratio:
+        """The distance of the features (n, d) to the training images, over the floor."""
+        return self._ratio(features, self.held_out.features, self.of_train, None, resamples)
+
+    def within(
+        self, row: Labelled, name: str = "features", resamples: int = 0, class_names: Sequence[str] | None = None
+    ) -> dict[int, Ratio]:
+        """The ratio of each class of the training images, among images of that class alone.
+
+        name: of the row; class_names: for messages, None for numbers. Raises: InputError where classes have too few
+        images for a covariance.
+        """
+        d = row.features.shape[1]
+        sets = {name: row, self.name: self.held_out, "training images": self.train}
+        counts = [(label, which, len(x.of_class(label))) for label in self.classes for which, x in sets.items()]
+        named = class_names or range(256)
+        few = [f"{count} of class {named[label]} among {which}" for label, which, count in counts if count <= d]
+        if few:
+            more = f" and {len(few) - 3} more such sets" if len(few) > 3 else ""
+            listed = f"{', '.join(few[:3])}{more}"
+            raise InputError(f"a covariance of {d} features needs {d + 1} images, and there are {listed}")
+        ratios = {}
+        for label in self.classes:
+            own, held_out, train = (x.of_class(label) for x in sets.values())
+            ratios[label] = self._ratio(own, held_out, moments(train), label, resamples)
+        return ratios
+
+    @property
+    def classes(self) -> list[int]:
+        """Those of the training images, in order."""
+        return [int(label) for label in np.unique(self.train.labels)]
+
+    def copies(self, features: Features) -> float:
+        """The distance to the held-out images, over that of as many training images.
+
+        It is about 1 for copies of training images, and for a perfect model of them; 0 for the held-out images
+        themselves; above 1 where copies alone would lie closer.
+        """
+        copied = moments(self.train.features[: len(features)], "training images")
+        return frechet_distance(moments(features), self.of_held_out) / frechet_distance(copied, self.of_held_out)
+
+    def _ratio(self, row: Features, held_out: Features, train: Moments, label: int | None, resamples: int) -> Ratio:
+        """label: the class of all of them, None for any: floors are computed once for each."""
+        n = min(len(row), len(held_out))
+        key = label, n, resamples
+        if key not in self.floors:
+            self.floors[key] = _distance(held_out[:n], train), _scatter(held_out[:n], train, resamples)
+        floor, real = self.floors[key]
+        if floor < 1e-6 * np.trace(train.covariance):  # of equal sets, what rounding leaves
+            raise InputError(f"{self.name} are no other than the training images, so that there is no floor")
+        value, own = _distance(row[:n], train) / floor, _scatter(row[:n], train, resamples)
+        return Ratio(value, value * math.hypot(own, real), value * real) if own and real else Ratio(value)
+
+
+def _distance(features: Features, train: Moments) -> float:
+    return frechet_distance(moments(features, "images compared"), train)
+
+
+def _scatter(features: Features, train: Moments, resamples: int) -> float | None:
+    """Standard deviation of the distance over bootstrap resamples, over their mean; None without resamples.
+
+    A resample repeats images, which makes each distance larger: hence in relation to the mean.
+    """
+    if not resamples:
+        return None
+    rng, n = np.random.default_rng(0), len(features)
+    distances = [_distance(features[rng.integers(n, size=n)], train) for _ in range(resamples)]
+    return float(np.std(distances, ddof=1) / np.mean(distances))

@@ -1,7 +1,5 @@
 """Copies of training images: is an image nearer to one of them than the crowd around it explains?"""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -10,6 +8,7 @@ from torch import Tensor
 from torchvision.transforms.functional import InterpolationMode, rotate
 
 from ldm.errors import InputError
+from ldm.images import groups_of_equals
 
 SHIFTS = [(0, 1), (0, -1), (1, 0), (-1, 0)]  # rows and columns, in pixels
 ANGLES = [5.0, -5.0]  # degrees
@@ -31,15 +30,12 @@ class Search:
 
         An image that stands in them several times is taken once. Raises: InputError for fewer than two images.
         """
-        first: dict[bytes, int] = {}
-        for index, image in enumerate(train.cpu().numpy()):
-            first.setdefault(image.tobytes(), index)
-        if len(first) < 2:
+        self.indices = groups_of_equals(train.cpu()).unique()
+        if len(self.indices) < 2:
             raise InputError("training images that are all the same have no neighbours to compare with")
-        self.indices = torch.tensor(list(first.values()))
         self.background = background(train)
         self.train = points(train[self.indices] - self.background)
-        self.neighbours = min(neighbours, len(first))
+        self.neighbours = min(neighbours, len(self.indices))
         self.squares = self.train.square().sum(1)
 
     def __call__(self, images: Tensor, batch_size: int = 250) -> Nearness:
@@ -89,10 +85,7 @@ def views(images: Tensor) -> list[Tensor]:
 
 def shifted(images: Tensor, rows: int, columns: int) -> Tensor:
     """Images (n, C, H, W) moved down and to the right by whole pixels, 0 where nothing is."""
-    height, width = images.shape[-2:]
-    padded = nnf.pad(images, [max(columns, 0), max(-columns, 0), max(rows, 0), max(-rows, 0)])
-    top, left = max(-rows, 0), max(-columns, 0)
-    return padded[..., top : top + height, left : left + width]
+    return nnf.pad(images, [columns, -columns, rows, -rows])  # a padding below 0 cuts off
 
 
 def turned(images: Tensor, angle: float) -> Tensor:

@@ -1,8 +1,6 @@
 """Measures beside the Fréchet distance, on features (n, d): precision and recall, and shares of classes."""
 
-from __future__ import annotations
-
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -32,7 +30,7 @@ class Manifold(NamedTuple):
     k: int
 
     @classmethod
-    def fit(cls, features: Features, k: int) -> Manifold:
+    def fit(cls, features: Features, k: int) -> Self:
         """Raises: InputError for fewer than k + 1 features."""
         if len(features) <= k:
             raise InputError(f"{len(features)} samples have no {k}-th neighbour; at least {k + 1} are needed")

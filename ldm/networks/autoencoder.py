@@ -4,7 +4,7 @@ With a Bernoulli likelihood grey levels are taken as probabilities.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -23,13 +23,10 @@ GROUPS = 8  # of the group norms
 class Autoencoder(nn.Module):
     """The base of all autoencoders."""
 
-    def encode(self, x: Tensor) -> Posterior:
-        """Images (B, C, H, W) in [0, 1] → the posterior of their latents, (B, c, h, w)."""
-        raise NotImplementedError
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Latents (B, c, h, w) → logits (B, C, H, W)."""
-        raise NotImplementedError
+    # images (B, C, H, W) in [0, 1] → the posterior of their latents, (B, c, h, w)
+    encode: Callable[[Tensor], Posterior]
+    # latents (B, c, h, w) → logits (B, C, H, W)
+    decode: Callable[[Tensor], Tensor]
 
     def images(self, z: Tensor) -> Tensor:
         """Latents (B, c, h, w) → the mean image in [0, 1], (B, C, H, W)."""
@@ -52,28 +49,19 @@ class ConvVAE(Autoencoder):
     Where the patches do not fit, the image goes on at its lower and right edges, and what is decoded is cut.
     """
 
-    def __init__(
-        self,
-        shape: Sequence[int],
-        *,
-        patch: int | None,
-        latent_channels: int | None,
-        width: int,
-        blocks: int,
-        smoothing: int,
-    ) -> None:
-        """shape: (C, H, W). patch, latent_channels: None for those that fit the shape."""
+    def __init__(self, shape: Sequence[int], options: Any) -> None:
+        """shape: (C, H, W). options: those of `ldm.networks.options.conv_vae`."""
         super().__init__()
         channels, self.height, self.width = shape
-        patch = patch or fitting_patch(shape)
-        latents = latent_channels or fitting_latent_channels(shape, patch)
+        width, blocks, patch = options.width, options.blocks, options.patch or fitting_patch(shape)
+        latents = options.latent_channels or fitting_latent_channels(shape, patch)
         self.padding = (0, -self.width % patch, 0, -self.height % patch)
         conv = partial(nn.Conv2d, kernel_size=3, padding=1)
         coarse = [nn.PixelUnshuffle(patch), conv(patch**2 * channels, width), *(Residual(width) for _ in range(blocks))]
         self.encoder = nn.Sequential(*coarse, *norm_act(width), nn.Conv2d(width, 2 * latents, 1))
         coarse = [conv(latents, width), *(Residual(width) for _ in range(blocks)), *norm_act(width)]
-        fine = [conv(width, smoothing * patch**2), nn.PixelShuffle(patch), nn.SiLU(), conv(smoothing, channels)]
-        self.decoder = nn.Sequential(*coarse, *fine)
+        fine = [conv(width, options.smoothing * patch**2), nn.PixelShuffle(patch), nn.SiLU()]
+        self.decoder = nn.Sequential(*coarse, *fine, conv(options.smoothing, channels))
         self.to(memory_format=torch.channels_last)
 
     def encode(self, x: Tensor) -> Posterior:

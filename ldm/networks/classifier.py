@@ -1,10 +1,8 @@
 """Classifiers whose 128-wide layer before the logits gives the features of the Fréchet distance."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as nnf
@@ -32,12 +30,12 @@ class Classifier(nn.Module):
         return self.logits(self.features(x))
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], shape: Sequence[int], classes: int) -> Classifier:
+    def from_config(cls, config: Mapping[str, Any], shape: Sequence[int], classes: int) -> Self:
         """Build from a resolved `train_classifier` section, for images (C, H, W). Weights are random."""
         return cls(classifiers.chosen(config, "classifier")(shape), classes)
 
     @classmethod
-    def from_artifact(cls, artifact: Artifact, device: str = "cpu") -> Classifier:
+    def from_artifact(cls, artifact: Artifact, device: str = "cpu") -> Self:
         """The trained classifier, in evaluation mode. Raises: InputError where the weights do not fit."""
         classifier = artifact.build(lambda config: cls.from_config(config, config["shape"], config["classes"]))
         return artifact.load_into(classifier, device)

@@ -1,8 +1,6 @@
 """The latent space: posteriors of an autoencoder, their divergence from the prior, and their scale per channel."""
 
-from __future__ import annotations
-
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from ldm.artifacts import Artifact
 from ldm.lazy import Tensor, torch
@@ -15,13 +13,13 @@ class Posterior(NamedTuple):
     log_variance: Tensor
 
     @classmethod
-    def exact(cls, z: Tensor) -> Posterior:
+    def exact(cls, z: Tensor) -> Self:
         """Latents that are known, as posteriors of practically no spread, e^−40."""
         return cls(z, z.new_full((len(z), 1, 1, 1), -80.0))
 
-    def at(self, index: Tensor | slice) -> Posterior:
+    def at(self, index: Tensor | slice) -> Self:
         """The posteriors of some of the samples."""
-        return Posterior(self.mean[index], self.log_variance[index])
+        return type(self)(self.mean[index], self.log_variance[index])
 
     def draw(self, eps: Tensor) -> Tensor:
         """A draw of each latent. eps: standard normal noise of the mean's shape."""
@@ -46,7 +44,7 @@ class Standardiser(NamedTuple):
     std: Tensor
 
     @classmethod
-    def fit(cls, posterior: Posterior) -> Standardiser:
+    def fit(cls, posterior: Posterior) -> Self:
         """The exact moments, per channel, of draws z from the posteriors (N, c, h, w).
 
         E z = E mean, and by the law of total variance Var z = Var mean + E variance.
@@ -58,7 +56,7 @@ class Standardiser(NamedTuple):
         return cls(centre, variance.sqrt())
 
     @classmethod
-    def from_artifact(cls, latents: Artifact, device: str = "cpu") -> Standardiser:
+    def from_artifact(cls, latents: Artifact, device: str = "cpu") -> Self:
         """The moments that an artifact of latents holds, on a device."""
         return cls(latents["channel_mean"].to(device), latents["channel_std"].to(device))
 

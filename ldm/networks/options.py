@@ -18,6 +18,7 @@ from ldm.lazy import Module
 # (shape) → a module, or (shape, classes=0) for a network that takes classes; shape is that of a sample, (C, H, W)
 Build = Callable[..., Module]
 Sizes = Annotated[tuple[int, ...], Field(strict=False, min_length=1)]
+Fit = Annotated[int | None, Field(ge=1)]  # null is what fits the shape
 Even = Annotated[int, Field(ge=2, multiple_of=2)]
 EvenFrom4 = Annotated[int, Field(ge=4, multiple_of=2)]
 Eights = Annotated[int, Field(ge=8, multiple_of=8)]
@@ -101,12 +102,7 @@ def mlp(*, width: Count = 128, depth: Count = 3, embedding: Even = 32, experts: 
 
 @autoencoders.register
 def conv_vae(
-    *,
-    patch: Count | None = None,
-    latent_channels: Count | None = None,
-    width: Eights = 64,
-    blocks: Count = 1,
-    smoothing: Count = 8,
+    *, patch: Fit = None, latent_channels: Fit = None, width: Eights = 64, blocks: Count = 1, smoothing: Count = 8
 ) -> Build:
     """A convolutional autoencoder whose patches of pixels become channels at once: 28 × 28 pixels are a 7 × 7 grid.
 
@@ -118,9 +114,7 @@ def conv_vae(
     blocks: residual blocks of the encoder, and of the decoder
     smoothing: channels at full resolution, of which the last convolution makes the image
     """
-    build = layers.autoencoder.ConvVAE
-    own = partial(build, patch=patch, latent_channels=latent_channels)
-    return partial(own, width=width, blocks=blocks, smoothing=smoothing)
+    return partial(layers.autoencoder.ConvVAE, options=SimpleNamespace(**locals()))
 
 
 @classifiers.register

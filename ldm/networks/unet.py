@@ -250,7 +250,6 @@ class Upsample(nn.Module):
 
 def zero(layer: nn.Conv2d) -> nn.Conv2d:
     """Start a residual branch, or the output, at zero."""
-    nn.init.zeros_(layer.weight)
-    assert layer.bias is not None
-    nn.init.zeros_(layer.bias)
+    for weight in layer.parameters():
+        nn.init.zeros_(weight)
     return layer

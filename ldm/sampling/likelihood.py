@@ -12,12 +12,12 @@ from ldm.lazy import Tensor, torch
 from ldm.sampling.levels import check_sigmas
 from ldm.sampling.samplers import Denoise
 
-# (function of x (B, …), x) → (function(x), its divergence (B,))
-Divergence = Callable[[Callable[[Tensor], Tensor], Tensor], tuple[Tensor, Tensor]]
-
 
 def exact_divergence(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """The trace of the Jacobian: one backward pass per element of a sample, so it serves low dimensions only."""
+    """The value (B, …), and the trace of the Jacobian (B,).
+
+    It takes one backward pass per element of a sample, so it serves low dimensions only.
+    """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         value = function(x)
@@ -27,7 +27,7 @@ def exact_divergence(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[T
     return value.detach(), trace
 
 
-def log_likelihood(denoise: Denoise, x: Tensor, sigmas: Tensor, divergence: Divergence = exact_divergence) -> Tensor:
+def log_likelihood(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Tensor:
     """log p(x) in nats, (B,), of data seen through noise of the smallest positive level.
 
     x: (B, …), data plus noise of the level sigmas[-2] (where that is small, the data will do). sigmas: (N + 1,),
@@ -41,7 +41,7 @@ def log_likelihood(denoise: Denoise, x: Tensor, sigmas: Tensor, divergence: Dive
     total = x.new_zeros(len(x))
 
     def slope(at: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        return divergence(lambda y: y - denoise(y, sigma), at)
+        return exact_divergence(lambda y: y - denoise(y, sigma), at)
 
     for sigma, sigma_next in pairwise(levels):
         h = (sigma_next / sigma).log()

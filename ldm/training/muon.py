@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic Newton–Schulz iteration, chosen for its slope at 0
 ITERATIONS = 5
+MOMENTUM = 0.95
 Rate = float | Tensor
 
 
@@ -25,11 +26,9 @@ class Muon(torch.optim.Optimizer):
 
     found_inf: Tensor | None = None
 
-    def __init__(
-        self, kernels: Iterable[nn.Parameter], lr: Rate, momentum: float = 0.95, weight_decay: float = 0.0
-    ) -> None:
+    def __init__(self, kernels: Iterable[nn.Parameter], lr: Rate, weight_decay: float = 0.0) -> None:
         """weight_decay: decoupled; each step shrinks a kernel by lr · weight_decay of itself."""
-        super().__init__(list(kernels), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        super().__init__(list(kernels), {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
@@ -39,17 +38,17 @@ class Muon(torch.optim.Optimizer):
                 if kernel.grad is not None:
                     shapes.setdefault(kernel.shape, {})[kernel] = kernel.grad
             for gradients in shapes.values():
-                self._move(gradients, group["lr"], group["momentum"], group["lr"] * group["weight_decay"])
+                self._move(gradients, group["lr"], group["lr"] * group["weight_decay"])
 
-    def _move(self, gradients: dict[nn.Parameter, Tensor], lr: Rate, momentum: float, decay: Rate) -> None:
+    def _move(self, gradients: dict[nn.Parameter, Tensor], lr: Rate, decay: Rate) -> None:
         """Move kernels of one shape; gradients: kernel → gradient; decay: the share of each kernel that is lost."""
         for kernel in gradients:
             if not self.state[kernel]:
                 self.state[kernel]["momentum_buffer"] = torch.zeros_like(kernel)
         buffers = [self.state[kernel]["momentum_buffer"] for kernel in gradients]
         gradient, old = torch.stack(list(gradients.values())), torch.stack(buffers)
-        new = old.lerp(gradient, 1 - momentum)
-        move = orthogonal(gradient.lerp(new, momentum).flatten(2))
+        new = old.lerp(gradient, 1 - MOMENTUM)
+        move = orthogonal(gradient.lerp(new, MOMENTUM).flatten(2))
         left = 1 - decay
         if self.found_inf is not None:
             bad = self.found_inf > 0

