@@ -1,7 +1,7 @@
 """Train the variational autoencoder: a likelihood of the pixels and a weighted KL term."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from ldm import InputError, NonNegative, Options, Section, Seed, choice, from_uint8, metrics, networks, training
 from ldm.lazy import Tensor, torch
@@ -58,8 +58,6 @@ def compute(run: Run[Config]) -> None:
     posterior = vaes.encode_images(averaged, validation)
     z = posterior.draw(torch.randn(posterior.mean.shape, generator=generator, device=run.device))
     decoded = vaes.decode_images(averaged, z)
-    few = len(validation) <= networks.FEATURES  # then half of the training images are compared with the others
-    compared = decoded if not few else vaes.decode_images(averaged, vaes.encode_images(averaged, train[::2]).mean)
     with torch.inference_mode():
         pairs = zip(z.split(500), validation.split(500), strict=True)
         nll = torch.cat([vaes.LIKELIHOODS[config.likelihood](averaged.decode(a), from_uint8(b)) for a, b in pairs])
@@ -67,18 +65,18 @@ def compute(run: Run[Config]) -> None:
     kl = posterior.kl_divergence().double().sum().item() / len(validation)
     values = {"data": images.config["data"], "n": len(validation), "reconstruction_mse": mse}
     values |= {"reconstruction_nll": nll.double().mean().item(), "kl": kl}
-    values |= {
-        "active_dimensions": posterior.active_dimensions(),
-        f"fid_{'train' if few else 'val'}": ratio_to_floor(run, compared, few),
-    }
+    few = len(validation) <= networks.FEATURES
+    ratio = ratio_to_floor(run, decoded, (averaged, train) if few else None)
+    values |= {"active_dimensions": posterior.active_dimensions(), "fid_train" if few else "fid_val": ratio}
     run.write_json("metrics.json", values)
     run.save("vae", averaged.state_dict(), [images], shape=list(train.shape[1:]))
 
 
-def ratio_to_floor(run: Run[Config], decoded: Tensor, few: bool) -> float | None:
+def ratio_to_floor(run: Run[Config], decoded: Tensor, instead: tuple[Any, Tensor] | None) -> float | None:
     """The Fréchet distance of reconstructed validation images to the training images, over that of the images.
 
-    few: the reconstructed images are the first, third and so on of the training images, and are compared with the rest.
+    instead: for few validation images, the autoencoder and the training images, of which it reconstructs the first,
+    third and so on, to compare them with the rest.
     None where there are too few images, or the stage is not given the classifier and its features. What lies above 1 no
     diffusion model can make good: a large ratio is warned of.
     """
@@ -86,10 +84,13 @@ def ratio_to_floor(run: Run[Config], decoded: Tensor, few: bool) -> float | None
         return None
     classifier = networks.classifier.Classifier.from_artifact(run.load("classifier"), run.device)
     train, held_out = (run.load("features")[split].numpy() for split in ("train", "validation"))
-    train, held_out = (train[1::2], train[::2]) if few else (train, held_out)
+    train, held_out = (train[1::2], train[::2]) if instead else (train, held_out)
     if min(len(train), len(held_out)) <= train.shape[1]:
         warn(run.name, f"{len(train)} training images are too few to tell whether the autoencoder is the limit")
         return None
+    if instead:
+        vae, images = instead
+        decoded = networks.autoencoder.decode_images(vae, networks.autoencoder.encode_images(vae, images[::2]).mean)
     found = networks.classifier.in_batches(classifier.features, decoded).cpu().numpy()
     distance = metrics.frechet.frechet_distance
     try:
