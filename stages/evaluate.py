@@ -19,8 +19,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -29,7 +28,8 @@ from ldm.lazy import Tensor, torch
 from stages.runner import Run, new_figure, png_of, stage, track, warn
 
 Measures = dict[str, Any]
-ROWS = ["random", "vae_prior", "reconstruction", "diffusion", "test_images", "validation_images"]
+Choice = Literal["all", "random", "vae_prior", "reconstruction", "diffusion", "test_images", "validation_images"]
+ROWS = list(get_args(Choice))[1:]
 # what a row's own file has, which `dvc metrics show` prints side by side
 CHIEF = ["data", "n", "fid", "fid_test", "fid_val", "second_test", "within_test", "within_val", "agree", "coverage"]
 
@@ -50,9 +50,7 @@ class Config(Section):
     seed: Seed
     n: Count
     final: bool = True
-    row: Literal["all", "random", "vae_prior", "reconstruction", "diffusion", "test_images", "validation_images"] = (
-        "all"
-    )
+    row: Choice = "all"
     resamples: Several = 20
     neighbours: Count = 5
 
@@ -132,12 +130,10 @@ def compute(run: Run[Config]) -> None:
         found = measures(run, name, row, spaces, manifold, images.config["class_names"])
         table[name] = {"data": images.config["data"], "n": n} | found
     files = {f"{name}.json": as_json({key: row[key] for key in CHIEF if key in row}) for name, row in table.items()}
-    files |= {"measures.json": as_json(table), "table.md": markdown(table).encode()}
+    files |= {"measures.json": as_json(table), "table.md": markdown(table).encode(), "table.png": figure(table)}
     for file, content in files.items():
         if file in run.outputs:
             run.write(file, content)
-    if "table.png" in run.outputs:
-        run.write("table.png", figure(table))
 
 
 def measures(
@@ -152,12 +148,23 @@ def measures(
     config, (first, second) = run.config, spaces
     of_first, of_second = (space.features(row.images, run.device) for space in spaces)
     seen, x = first.classes(of_first), of_first.numpy()
+
+    def within_classes(reference: metrics.frechet.Reference) -> dict[int, metrics.frechet.Ratio]:
+        """The ratio within each class; none, with the reason said, where classes have too few images."""
+        if row.labels is None:
+            return {}
+        try:
+            return reference.within(labelled(of_first, row.labels), name, config.resamples, class_names)
+        except InputError as error:
+            warn(run.name, f"{name} has no measures within classes, which are null: {error}")
+            return {}
+
     found: Measures = {"fid": next((reference.distance(x) for reference in first.references.values()), None)}
     for prefix, space, features in (("fid", first, x), ("second", second, of_second.numpy())):
         for split, reference in space.references.items():
             found |= as_measures(f"{prefix}_{split}", reference.ratio(features, config.resamples))
     for split, reference in first.references.items():
-        within = within_classes(run, name, reference, of_first, row.labels, class_names)
+        within = within_classes(reference)
         ratios = np.array(list(within.values()) or np.full((1, 3), np.nan), dtype=float)  # (classes, 3)
         mean = metrics.frechet.Ratio(ratios[:, 0].mean(), *np.sqrt((ratios[:, 1:] ** 2).sum(0)) / len(ratios))
         worst = max(within, key=within.__getitem__, default=None)
@@ -180,24 +187,6 @@ def as_measures(key: str, ratio: metrics.frechet.Ratio) -> Measures:
     """A ratio and its two deviations; null for what is not a number."""
     values = {key: ratio.value, f"{key}_std": ratio.std, f"{key}_real_std": ratio.real_std}
     return {name: None if value is None or np.isnan(value) else float(value) for name, value in values.items()}
-
-
-def within_classes(
-    run: Run[Config],
-    name: str,
-    reference: metrics.frechet.Reference,
-    features: Tensor,
-    labels: Tensor | None,
-    class_names: Sequence[str],
-) -> dict[int, metrics.frechet.Ratio]:
-    """The ratio within each class; none, with the reason said, where classes have too few images."""
-    if labels is None:
-        return {}
-    try:
-        return reference.within(labelled(features, labels), name, run.config.resamples, class_names)
-    except InputError as error:
-        warn(run.name, f"{name} has no measures within classes, which are null: {error}")
-        return {}
 
 
 def as_json(values: Measures) -> bytes:
@@ -233,10 +222,7 @@ def draw_row(
     name: str, images: Artifact, generated: Artifact, vae: networks.autoencoder.Autoencoder | None, n: int, seed: int
 ) -> Row:
     """The images of a row. Raises: InputError for an autoencoder's row without one."""
-    generator, subset = (
-        torch.Generator().manual_seed(seed + ROWS.index(name)),
-        partial(metrics.quality.subset, seed=seed),
-    )
+    generator = torch.Generator().manual_seed(seed + ROWS.index(name))
     if name == "diffusion":  # the first ones, since classes by quota have their shares in every beginning
         labels = generated.tensors.get("labels")
         if labels is not None and (unknown := set(labels.tolist()) - set(images["train_labels"].tolist())):
@@ -244,8 +230,8 @@ def draw_row(
         return Row(generated["images"][:n], None if labels is None else labels[:n])
     split = name.removesuffix("_images") if name.endswith("_images") else "train"
     # not the training images of part 0, which the row is compared with
-    some = [subset(images[f"{split}_{what}"], n, part=int(split == "train")) for what in ("images", "labels")]
-    real = Row(*some)
+    pair, part = (images[f"{split}_{what}"] for what in ("images", "labels")), int(split == "train")
+    real = Row(*(metrics.quality.subset(x, n, seed, part) for x in pair))
     if split != "train":
         return real
     if name == "random":

@@ -73,11 +73,10 @@ def planted(originals: Tensor, vae: Artifact | None, device: str, seed: int) -> 
         "turned": [partial(memorisation.turned, angle=angle) for angle in memorisation.ANGLES],
     }
     around = memorisation.background(originals)
-    sets = {
-        kind: torch.cat([change(originals[i :: len(changes)] - around) + around for i, change in enumerate(changes)])
-        for kind, changes in kinds.items()
-    }
-    sets = {kind: changed.round().byte() for kind, changed in sets.items()}
+    sets: dict[str, Tensor] = {}
+    for kind, changes in kinds.items():
+        parts = [change(originals[i :: len(changes)] - around) + around for i, change in enumerate(changes)]
+        sets[kind] = torch.cat(parts).round().byte()
     if vae is None:
         return sets
     network = autoencoder.from_artifact(vae, device)

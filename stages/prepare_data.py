@@ -12,7 +12,7 @@ import os
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from PIL import ImageColor
 from pydantic import Field, model_validator
@@ -166,17 +166,13 @@ def read_folder(config: Config, generator: Generator) -> tuple[str, Splits, list
     if found.left_out:
         print(f"prepare_data: left out in {root}: {'; '.join(found.left_out)}")
     reading = folder.convert(found.paths, config.conversion())
-    results = list(track(reading, len(found.paths), "picture", "prepare_data"))
+    results: list[Any] = list(track(reading, len(found.paths), "picture", "prepare_data"))
     broken = [result for result in results if isinstance(result, str)]
     if broken and not config.skip_broken:
         remedy = "mend or remove them, or leave them out by skip_broken"
         raise InputError(f"{len(broken)} pictures cannot be read: {folder.listing(broken)}; {remedy}")
     warn("prepare_data", f"{len(broken)} broken pictures left out: {folder.listing(broken)}" if broken else None)
-    pictures = [
-        (path, label, x)
-        for path, label, x in zip(found.paths, found.labels, results, strict=True)
-        if not isinstance(x, str)
-    ]
+    pictures = [item for item in zip(found.paths, found.labels, results, strict=True) if not isinstance(item[2], str)]
     counts = Counter(label for _, label, _ in pictures)
     few = [label for label in range(len(found.names)) if counts[label] < (config.min_per_class or 1)]
     if few and not config.min_per_class:
@@ -187,9 +183,8 @@ def read_folder(config: Config, generator: Generator) -> tuple[str, Splits, list
         print(f"prepare_data: classes left out, with fewer than {config.min_per_class} pictures: {named}")
     kept = [label for label in range(len(found.names)) if label not in few]
     if len(kept) < 2:
-        raise InputError(
-            f"{len(kept)} classes have {config.min_per_class} pictures; two are needed: lower min_per_class"
-        )
+        count = f"{len(kept)} classes have {config.min_per_class} pictures"
+        raise InputError(f"{count}; two are needed: lower min_per_class")
     if len(kept) > folder.MOST:
         remedy = "join sub-folders, or leave those of few pictures out by min_per_class"
         raise InputError(f"{root} has {len(kept)} classes, and at most {folder.MOST} can be numbered; {remedy}")

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from itertools import cycle
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -25,52 +25,14 @@ from stages.runner import DAG, LOGS, ROOT, Run, digest_of, files_of, new_figure,
 TEMPLATE = "report.html"
 TYPES = {".png": "image/png", ".gif": "image/gif", ".svg": "image/svg+xml"}
 COLOURS = "#0072b2", "#b34700"  # told apart by the colour-blind (after Okabe & Ito), contrast to white at least 4.5
-# file → heading, and what it shows, in words for those who do not see it too
-PICTURES = {
-    "grid.png": ("Samples", "Images that the diffusion model drew, in the order of their numbers. None was chosen."),
-    "denoising.gif": ("From noise to images", "An animation. Each column is one image, from pure noise to the sample."),
-    "reconstructions.png": (
-        "What the autoencoder keeps",
-        "Validation images above; the same ones encoded and decoded below. No sample can be better than these.",
-    ),
-    "scores.png": (
-        "How close to training images",
-        "Histograms of the score: the distance to the nearest training image over that to the next ones. Copies of "
-        "training images have low scores.",
-    ),
-    "closest_pairs.png": (
-        "The closest pairs",
-        "The generated images of the lowest scores above; the training images nearest to them below.",
-    ),
-}
-COUNTED = {
-    "density": "mean number of real images' neighbourhoods that an image is in, over their size: about 1 if real",
-    "coverage": "share of the neighbourhoods of real images that hold an image of the row",
-}
-MEMORISATION = {
-    "copies": "share of the generated images that pass for copies of training images (in the table above: a ratio)",
-    "false_alarms": "the same share of real images, which are none",
-    "found_decoded": "share found of planted copies that went through the autoencoder",
-    "found_shifted": "share found of planted copies that were shifted by a pixel",
-    "found_turned": "share found of planted copies that were turned by 5 degrees",
-    "twins_left_out": "validation images equal to a training image, which were left out",
-}
+WORDS = read_yaml(ROOT / "stages/runner/report.yaml")
+PICTURES, MEMORISATION = WORDS["pictures"], WORDS["memorisation"]
+Picture = tuple[str, str, str]  # heading, what it shows, and the picture as a data: address
+Measure = tuple[str, str, list[str]]  # name, meaning, and a cell for each row of the table of results
 
 
 class Config(Section):
     """There is nothing to choose: the page shows all that is there."""
-
-
-class Picture(NamedTuple):
-    heading: str
-    about: str
-    source: str  # a data: address
-
-
-class Measure(NamedTuple):
-    name: str
-    meaning: str
-    cells: list[str]  # one for each row of the table of results
 
 
 def compute(run: Run[Config]) -> None:
@@ -102,9 +64,9 @@ def measures(table: dict[str, Any], dag: dict[str, Any]) -> list[Measure]:
     modules = [entry["cmd"].split()[1] for entry in dag["stages"].values()]
     told = "\n".join(import_module(module).__doc__ or "" for module in modules)
     lines = re.findall(r"^([\w…]+(?:, [\w…]+)*)  +(\S.*)$", told, re.MULTILINE)
-    meanings = {name: meaning for names, meaning in lines for name in names.split(", ")} | COUNTED
+    meanings = {name: meaning for names, meaning in lines for name in names.split(", ")} | WORDS["measures"]
     keys = dict.fromkeys(key for row in table.values() for key in row if not re.search("^(data|n)$|_(std|class)$", key))
-    return [Measure(key, meanings.get(key, ""), [cell_of(row, key) for row in table.values()]) for key in keys]
+    return [(key, meanings.get(key, ""), [cell_of(row, key) for row in table.values()]) for key in keys]
 
 
 def name_of(path: str) -> str:
@@ -133,17 +95,15 @@ def pictures_of(recipe: Path, entry: Any) -> Iterator[Picture]:
         heading, about = PICTURES.get(path.name, (name_of(entry).replace("_", " "), f"The picture {entry}."))
         # the page has the table as text
         if path.exists() and path.suffix in TYPES and path.name != "table.png":
-            yield Picture(
-                heading + which(entry) * (path.name in PICTURES), about, as_source(path.read_bytes(), path.suffix)
-            )
+            heading += which(entry) if path.name in PICTURES else ""
+            yield heading, about, as_source(path.read_bytes(), path.suffix)
         return
     for title, chart in entry.items():
         chart = chart or {}
         x, y, path = chart.get("x", "step"), chart.get("y"), recipe / title
         for file, names in y.items() if isinstance(y, dict) else ():
-            yield from curves(
-                title + which(file), read_json(recipe / file), x, [names] if isinstance(names, str) else names
-            )
+            wanted = [names] if isinstance(names, str) else names
+            yield from curves(title + which(file), read_json(recipe / file), x, wanted)
         if isinstance(y, str) and chart.get("template") == "confusion" and path.exists():
             yield confusion(chart.get("title", title), path, x, y)
 
@@ -166,7 +126,7 @@ def curves(title: str, history: list[dict[str, Any]], x: str, names: list[str]) 
             said.append(f"{name.replace('_', ' ')} {end:.4g} at {x} {last:,}{lowest}")
     if said:
         axes.legend()
-        yield Picture(title, f"Training curve: {'; '.join(said)}.", as_svg(figure))
+        yield title, f"Training curve: {'; '.join(said)}.", as_svg(figure)
 
 
 def confusion(title: str, path: Path, x: str, y: str) -> Picture:
@@ -186,7 +146,7 @@ def confusion(title: str, path: Path, x: str, y: str) -> Picture:
     if len(names) <= 30:
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
-    return Picture(title, f"{about}.", as_svg(figure))
+    return title, f"{about}.", as_svg(figure)
 
 
 def as_svg(figure: Any) -> str:

@@ -41,9 +41,8 @@ def compute(run: Run[Config]) -> None:
 
     def loss(index: Tensor) -> Tensor:
         eps = torch.randn(len(index), *latent_shape, generator=generator, device=train.device)
-        return vaes.vae_loss(
-            vae, from_uint8(train[index[local]]), eps[local], config.kl_weight, config.likelihood
-        ).mean()
+        x = from_uint8(train[index[local]])
+        return vaes.vae_loss(vae, x, eps[local], config.kl_weight, config.likelihood).mean()
 
     @torch.inference_mode()
     def validate(network: networks.autoencoder.Autoencoder) -> float:

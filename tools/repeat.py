@@ -24,35 +24,10 @@ from numpy.typing import NDArray
 
 from ldm import InputError, write_atomic
 from ldm.lazy import torch
-from stages.runner import DAG, PARAMS, ROOT, check_writable, cpu_kind, files_of, run_command
+from stages.runner import DAG, PARAMS, ROOT, check_writable, cpu_kind, digest_of, files_of, run_command
 
 TRAINING, SAMPLING = ["train_diffusion"], ["sample", "decode", "evaluate"]
 NORMAL = 1.96  # standard deviations, on either side of the mean, that hold 95 % of a normal distribution
-
-
-def run_stages(
-    names: list[str], seed: int, out: Path, made: dict[str, Path], settings: tuple[str, ...]
-) -> dict[str, Path]:
-    """Run stages, of which the first takes the seed, into a folder; returns what is made so far, kind → path.
-
-    made: artifacts that the stages read instead of the tracked ones. settings: as stage.key=value. Raises: InputError
-    where a stage fails.
-    """
-    for name in names:
-        inputs, _ = files_of(name, Path(), (), None)
-        sources = [word for kind in inputs if kind in made for word in ("--in", f"{kind}={made[kind]}")]
-        own = [text.removeprefix(f"{name}.") for text in settings if text.startswith(f"{name}.")]
-        own += [f"seed={seed}"] if name == names[0] else ["row=diffusion"] if name == "evaluate" else []
-        words = [*sources, *(word for text in own for word in ("--set", text)), "--out", str(out)]
-        stage = subprocess.Popen([sys.executable, "-m", f"stages.{name}", *words])
-        try:
-            code = stage.wait()
-        except KeyboardInterrupt:  # the stage has it too, and keeps its state first
-            code = stage.wait()
-        if code:
-            raise InputError(f"seed {seed}: {name} failed (exit code {code}); its message is above")
-        made = made | {path.stem: path for path in out.glob("*.safetensors")}
-    return made
 
 
 class Repetition(NamedTuple):
@@ -62,15 +37,34 @@ class Repetition(NamedTuple):
     settings: tuple[str, ...]
 
     def once(self, names: list[str], seed: int, folder: Path, made: dict[str, Path], before: str) -> dict[str, Path]:
-        """As `run_stages`, where the folder has no result of this key yet. before: the key of what is made."""
+        """Run stages, of which the first takes the seed, where the folder has no result of this key yet.
+
+        made: artifacts that they read instead of the tracked ones, kind → path; before: the key of these. Returns what
+        is made so far. Raises: InputError where a stage fails.
+        """
         own = [text for text in self.settings if text.split(".")[0] in names]
         record, key = folder / "key.txt", f"{key_of(names)} {' '.join(own)} {before}".strip()
-        if record.exists() and record.read_text("utf-8") == key:
-            return made | {path.stem: path for path in folder.glob("*.safetensors")}
-        record.unlink(missing_ok=True)
-        made = run_stages(names, seed, folder, made, self.settings)
-        write_atomic(record, key.encode())
-        return made
+        if not record.exists() or record.read_text("utf-8") != key:
+            record.unlink(missing_ok=True)
+            self.run_stages(names, seed, folder, made)
+            write_atomic(record, key.encode())
+        return made | {path.stem: path for path in folder.glob("*.safetensors")}
+
+    def run_stages(self, names: list[str], seed: int, out: Path, made: dict[str, Path]) -> None:
+        for name in names:
+            inputs, _ = files_of(name, Path(), (), None)
+            sources = [word for kind in inputs if kind in made for word in ("--in", f"{kind}={made[kind]}")]
+            own = [text.removeprefix(f"{name}.") for text in self.settings if text.startswith(f"{name}.")]
+            own += [f"seed={seed}"] if name == names[0] else ["row=diffusion"] if name == "evaluate" else []
+            words = [*sources, *(word for text in own for word in ("--set", text)), "--out", str(out)]
+            stage = subprocess.Popen([sys.executable, "-m", f"stages.{name}", *words])
+            try:
+                code = stage.wait()
+            except KeyboardInterrupt:  # the stage has it too, and keeps its state first
+                code = stage.wait()
+            if code:
+                raise InputError(f"seed {seed}: {name} failed (exit code {code}); its message is above")
+            made = made | {path.stem: path for path in out.glob("*.safetensors")}
 
     def sampled(self, seeds: list[int], folder: Path, made: dict[str, Path], before: str = "") -> list[dict[str, Any]]:
         """The measures of a model's samples, by seed."""
@@ -95,7 +89,7 @@ def key_of(stages: list[str]) -> str:
     read = {path for inputs, _ in files for path in inputs.values()} - outputs
     code = {path for folder in ("ldm", "stages") for path in (ROOT / folder).rglob("*.py")}
     used = [path for path in sorted(read | code | {PARAMS, DAG}) if path.is_file()]
-    digests = [(str(path), hashlib.sha256(path.read_bytes()).hexdigest()) for path in used]
+    digests = [(str(path), digest_of(path)) for path in used]
     return hashlib.sha256(json.dumps([digests, torch.__version__, cpu_kind()]).encode()).hexdigest()
 
 
@@ -167,11 +161,8 @@ def command(train: list[int], sample: list[int], settings: tuple[str, ...], out:
     check_writable(out)
     repetition = Repetition(out, settings)
     rows = [repetition.trained(seed, sample) for seed in train] or [repetition.sampled(sample, out, {})]
-    result = (
-        {key: rows[0][0][key] for key in ("data", "n")}
-        | {"train": train, "sample": sample, "set": settings}
-        | summary(rows)
-    )
+    about = {key: rows[0][0][key] for key in ("data", "n")} | {"train": train, "sample": sample, "set": settings}
+    result = about | summary(rows)
     write_atomic(out / "summary.json", json.dumps(result, indent=1).encode())
     print(f"{result['data']}, n = {result['n']}, sampling seeds {sample}, training seeds {train or 'as committed'}")
     for name, value in result.items():

@@ -1,10 +1,7 @@
 """A stage in several processes: `--processes N` hands it to torchrun, under which each process joins the others."""
 
-import math
 import os
 import sys
-from contextlib import suppress
-from pathlib import Path
 from typing import Any, NoReturn
 
 from ldm import InputError, training
@@ -16,10 +13,6 @@ TORCHRUN = "TORCHELASTIC_RUN_ID" in os.environ
 RANK = int(os.environ["RANK"]) if TORCHRUN else 0  # torchrun's number of this process
 COUNT = int(os.environ["WORLD_SIZE"]) if TORCHRUN else 1
 UNDER_TORCHRUN = COUNT > 1
-
-# of the control group of this process: quota and period, in version 2 in one file, in version 1 in two
-GROUP = Path("/sys/fs/cgroup")
-QUOTAS = ("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")
 
 
 def launch(run: Run[Any], processes: int) -> NoReturn:
@@ -41,13 +34,9 @@ def launch(run: Run[Any], processes: int) -> NoReturn:
 
 def usable_cores() -> int:
     """The cores that this process may use: those of its affinity, or fewer where its control group has a quota."""
-    cores = len(os.sched_getaffinity(0))
-    for files in QUOTAS:
-        with suppress(OSError, ValueError):  # not this version of control groups, or no quota
-            quota, period = " ".join((GROUP / file).read_text("utf-8") for file in files).split()
-            if int(quota) > 0:
-                cores = min(cores, max(1, math.ceil(int(quota) / int(period))))
-    return cores
+    from joblib import cpu_count  # a slow import, for which --help should not wait
+
+    return cpu_count()
 
 
 def limit_threads() -> None:

@@ -1,30 +1,25 @@
 """Progress bars that behave in a terminal and in a log file."""
 
 import sys
-from collections.abc import Iterable, Iterator
-from typing import TextIO, TypeVar
+from collections.abc import Iterable
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
 from stages.runner.processes import RANK
 
-T = TypeVar("T")
 
-
-def bar(total: int | None, unit: str, label: str, initial: int = 0) -> tqdm:
+def bar(total: int | None, unit: str, label: str, initial: int = 0, items: Iterable[Any] | None = None) -> tqdm:
     """A tqdm bar on standard error; in a log file it is one line every 20 seconds. Only the first process shows it."""
     terminal = sys.stderr.isatty()
     where = {"file": sys.stderr, "mininterval": 0.2} if terminal else {"file": _Lines(sys.stderr), "mininterval": 20}
     about = {"total": total, "initial": initial, "unit": unit, "desc": label, "unit_scale": True}
-    return tqdm(**about, **where, dynamic_ncols=terminal, disable=RANK > 0)
+    return tqdm(items, **about, **where, dynamic_ncols=terminal, disable=RANK > 0)
 
 
-def track(items: Iterable[T], total: int, unit: str, label: str) -> Iterator[T]:
+def track(items: Iterable[Any], total: int, unit: str, label: str) -> tqdm:
     """Pass items on, and count them."""
-    with bar(total, unit, label) as progress:
-        for item in items:
-            yield item
-            progress.update()
+    return bar(total, unit, label, items=items)
 
 
 class _Lines:

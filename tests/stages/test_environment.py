@@ -75,17 +75,16 @@ def test_figures_in_a_notebooks_backend_and_with_any_name(run):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(("text", "cores"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", 64), (None, 64)])
-@pytest.mark.parametrize("version", [1, 2])
-def test_cores_are_those_of_the_control_group(monkeypatch, tmp_path, text, cores, version):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
-    (tmp_path / "cpu").mkdir()
-    quota, period = (text or "max 1").replace("max", "-1").split()
-    files = {"cpu/cpu.cfs_quota_us": quota, "cpu/cpu.cfs_period_us": period} if version == 1 else {"cpu.max": text}
-    for name, content in files.items() if text else ():
-        (tmp_path / name).write_text(f"{content}\n")
-    monkeypatch.setattr(processes, "GROUP", tmp_path)
-    assert processes.usable_cores() == cores
+def test_threads_are_no_more_than_the_cores_of_the_control_group(monkeypatch):
+    """joblib reads its quota, in either version of control groups."""
+    used: list[int] = []
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 64)
+    monkeypatch.setattr("torch.set_num_threads", used.append)
+    for cores in (2, 64):
+        monkeypatch.setattr("joblib.cpu_count", lambda cores=cores: cores)
+        processes.limit_threads()
+    assert used == [2]
 
 
 def test_nested_brackets_end_in_one_line(run, tmp_path):
