@@ -31,7 +31,8 @@ STAGES |= {kind: f"train_{kind}" for kind in ("classifier", "second_classifier")
 STAGES |= {"denoiser": "train_diffusion", "guide": "train_diffusion", "samples": "sample", "generated": "decode"}
 STAGES |= {"model": "export"}
 # kind → its tensors, as dtype and dimensions; other kinds hold a network's weights. In a name, * stands for each of the
-# splits train, validation and test; ? marks a tensor that may be missing
+# splits train, validation and test; ? marks a tensor that may be missing. A dimension of one letter has one size, N in
+# each split
 TENSORS = {
     "images": {"*_images": "uint8 N C H W", "*_labels": "uint8 N"},
     "features": {"*": "float32 N d", "*_second": "float32 N d"},
@@ -149,7 +150,7 @@ def load(path: Path, kind: str) -> Artifact:
         raise InputError(f"{path} holds {found!r} in schema {schema}, not {kind!r} in schema {SCHEMA}; {_remedy(kind)}")
     artifact = Artifact(path, kind, tensors, meta["config"], meta["lineage"], whole.hexdigest())
     if kind in TENSORS:
-        artifact.check_tensors(_expected(kind, tensors))
+        _check_form(artifact)
     return artifact
 
 
@@ -207,16 +208,23 @@ def _as_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None) ->
     return safetensors_torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata)
 
 
-def _expected(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, tuple[None, ...]]]:
-    """The tensors that TENSORS lists for a kind: name → dtype, and None for each dimension."""
-    expected: dict[str, tuple[str, tuple[None, ...]]] = {}
-    for pattern, form in TENSORS[kind].items():
+def _check_form(artifact: Artifact) -> None:
+    """Raises: InputError unless the tensors are those that TENSORS lists for the kind, fit together, and are finite."""
+    expected: dict[str, tuple[str, tuple[int | None, ...]]] = {}
+    sizes: dict[str, int] = {}  # dimension, of its split → that of the first tensor which has it
+    for pattern, form in TENSORS[artifact.kind].items():
         for split in ("train", "validation", "test") if "*" in pattern else ("",):
             name, optional = pattern.replace("*", split).rstrip("?"), pattern.endswith("?")
-            dtype, *dimensions = form.split()
-            if name in tensors or not optional:
-                expected[name] = f"torch.{dtype}", (None,) * len(dimensions)
-    return expected
+            dtype, *letters = form.split()
+            if name in artifact.tensors or not optional:
+                own = artifact.tensors[name].shape if name in artifact.tensors else ()
+                names = [f"{split} {letter}" if letter == "N" else letter for letter in letters]
+                sizes = dict(zip(names, own, strict=False)) | sizes
+                expected[name] = f"torch.{dtype}", tuple(map(sizes.get, names))
+    artifact.check_tensors(expected)
+    for name, tensor in artifact.tensors.items():
+        if not tensor.isfinite().all():
+            raise InputError(f"{artifact.path}: tensor {name!r} holds NaN or infinite values; {_remedy(artifact.kind)}")
 
 
 def _remedy(kind: str) -> str:

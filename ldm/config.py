@@ -26,6 +26,8 @@ NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]  # 0 and 1 included
 Rate = Annotated[float, Field(ge=0, lt=1)]  # 1 excluded
 Fraction = Annotated[float, Field(gt=0, lt=1)]  # 0 and 1 excluded
+Sigma = Annotated[float, Field(ge=1e-6, le=1e6)]  # a noise level σ̄, of which squares and inverses are finite
+Rho = Annotated[float, Field(ge=0.1, le=1000)]  # the curvature of Karras' levels, of whose roots the same is true
 Options = Annotated[dict[str, dict[str, Any]], Field(default_factory=dict)]  # name of a choice → its options
 
 

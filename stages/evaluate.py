@@ -18,16 +18,20 @@ The rows are those whose files dvc.yaml lists. What a row has no classes for, or
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ldm import Artifact, Count, InputError, Section, Seed, Several, from_uint8, metrics, networks, to_uint8
+from ldm import Artifact, Count, InputError, Section, Seed, Several, duplicates, from_uint8, metrics, networks, to_uint8
 from ldm.lazy import Tensor, torch
 from stages.runner import Run, new_figure, png_of, stage, track, warn
 
 Measures = dict[str, Any]
+Features = NDArray[np.floating]
 Choice = Literal["all", "random", "vae_prior", "reconstruction", "diffusion", "test_images", "validation_images"]
 ROWS = list(get_args(Choice))[1:]
 # what a row's own file has, which `dvc metrics show` prints side by side
@@ -99,9 +103,12 @@ def labelled(features: Tensor, labels: Tensor) -> metrics.frechet.Labelled:
 def compute(run: Run[Config]) -> None:
     config, inputs = run.config, run.load_all()
     splits = {"test": "test", "val": "validation"} if config.final else {"val": "validation"}
+    inputs |= without_twins(inputs["images"], inputs["features"], splits.values())
     images, first_split = inputs["images"], next(iter(splits.values()))
     vae = networks.autoencoder.from_artifact(inputs["vae"], run.device) if "vae" in inputs else None
     generated = inputs["generated"]
+    if generated["images"].shape[1:] != images["train_images"].shape[1:]:
+        raise InputError(f"{generated.path} and {images.path} do not belong together: their images differ in shape")
     n = min(config.n, *(len(images[f"{split}_images"]) for split in (first_split, "train")))
     width = inputs["features"]["train"].shape[1]
     sizes = {f"{split} images": len(images[f"{split}_images"]) for split in ("train", *splits.values())}
@@ -136,6 +143,18 @@ def compute(run: Run[Config]) -> None:
             run.write(file, content)
 
 
+def without_twins(images: Artifact, features: Artifact, splits: Iterable[str]) -> dict[str, Artifact]:
+    """Both artifacts, by kind, without the images of these splits that are equal to a training image in every pixel."""
+    pictures, measured = images.tensors.copy(), features.tensors.copy()
+    for split in splits:
+        kept = ~duplicates(images[f"{split}_images"], images["train_images"])
+        for tensors, names in ((pictures, ("_images", "_labels")), (measured, ("", "_second"))):
+            tensors |= {f"{split}{name}": tensors[f"{split}{name}"][kept] for name in names}
+        if count := len(kept) - int(kept.sum()):
+            print(f"evaluate: {count} {split} images are equal to a training image, and left out")
+    return {"images": replace(images, tensors=pictures), "features": replace(features, tensors=measured)}
+
+
 def measures(
     run: Run[Config],
     name: str,
@@ -159,12 +178,15 @@ def measures(
             warn(run.name, f"{name} has no measures within classes, which are null: {error}")
             return {}
 
-    found: Measures = {"fid": next((reference.distance(x) for reference in first.references.values()), None)}
-    for prefix, space, features in (("fid", first, x), ("second", second, of_second.numpy())):
+    scored = {"fid": (first, x), "second": (second, of_second.numpy())}
+    spread = has_spread(run, name, scored.values())
+    found: Measures = {"fid": next((reference.distance(x) for reference in first.references.values() if spread), None)}
+    for prefix, (space, features) in scored.items():
         for split, reference in space.references.items():
-            found |= as_measures(f"{prefix}_{split}", reference.ratio(features, config.resamples))
+            ratio = reference.ratio(features, config.resamples) if spread else metrics.frechet.Ratio(math.nan)
+            found |= as_measures(f"{prefix}_{split}", ratio)
     for split, reference in first.references.items():
-        within = within_classes(reference)
+        within = within_classes(reference) if spread else {}
         ratios = np.array(list(within.values()) or np.full((1, 3), np.nan), dtype=float)  # (classes, 3)
         mean = metrics.frechet.Ratio(ratios[:, 0].mean(), *np.sqrt((ratios[:, 1:] ** 2).sum(0)) / len(ratios))
         worst = max(within, key=within.__getitem__, default=None)
@@ -172,7 +194,7 @@ def measures(
         found[f"worst_{split}"] = None if worst is None else within[worst].value
         found[f"worst_{split}_class"] = None if worst is None else class_names[worst]
     if "test" in first.references:
-        found["copies"] = first.references["test"].copies(x)
+        found["copies"] = first.references["test"].copies(x) if spread else None
     for key, answers in (("agree", seen), ("agree_second", second.classes(of_second))):
         found[key] = None if row.labels is None else float((answers == row.labels).double().mean())
     neighbours: Measures = dict.fromkeys(("precision", "recall", "density", "coverage"))
@@ -181,6 +203,18 @@ def measures(
     classes = first.classifier.logits.out_features
     tv = metrics.quality.label_distance(seen.numpy(), first.train.labels, classes)
     return found | neighbours | {"label_tv": tv}
+
+
+def has_spread(run: Run[Config], name: str, scored: Iterable[tuple[Space, Features]]) -> bool:
+    """Whether the features of a row have a covariance; else says why not. Without references nobody asks for it."""
+    try:
+        for space, features in scored:
+            if space.references:
+                metrics.frechet.moments(features, name)
+    except InputError as error:
+        warn(run.name, f"{error}: its distances are null")
+        return False
+    return True
 
 
 def as_measures(key: str, ratio: metrics.frechet.Ratio) -> Measures:

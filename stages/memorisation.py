@@ -11,7 +11,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from ldm import Artifact, Count, Section, Seed, Several, duplicates, metrics, networks, png, tile
+from ldm import Artifact, Count, InputError, Section, Seed, Several, duplicates, metrics, networks, png, tile
 from ldm.lazy import Tensor, torch
 from stages.runner import Run, new_figure, png_of, stage, track
 
@@ -41,6 +41,9 @@ def compute(run: Run[Config]) -> None:
     config, inputs, memorisation = run.config, run.load_all(), metrics.memorisation
     images, generated = inputs["images"], inputs["generated"]["images"][: config.n]
     train, labels, real = images["train_images"], images["train_labels"].long(), images["validation_images"]
+    if generated.shape[1:] != train.shape[1:]:
+        places = f"{inputs['generated'].path} and {images.path}"
+        raise InputError(f"{places} do not belong together: their images differ in shape")
     twins = duplicates(real, train)
     one_half, other_half = real[~twins].tensor_split(2)
     chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(config.seed))[: config.planted]

@@ -78,6 +78,14 @@ def test_another_kind_is_refused(tmp_path):
         ("extra", torch.zeros(1), "'extra' is not part of it"),
         ("test_mean", torch.zeros(3, 2, 2, 2).double(), r"'test_mean' is torch.float64"),
         ("channel_std", torch.ones(2, 1).double(), r"'channel_std' is torch.float64 \(2, 1\)"),
+        ("channel_std", torch.ones(3).double(), r"'channel_std' is torch.float64 \(3,\), but torch.float64 \(2,\) is"),
+        (
+            "test_log_variance",
+            torch.ones(4, 2, 2, 2),
+            r"'test_log_variance' is .* \(4, 2, 2, 2\), but .* \(3, 2, 2, 2\) is",
+        ),
+        ("test_mean", torch.ones(3, 2, 2, 3), r"'test_mean' is .* \(3, 2, 2, 3\), but .* \(3, 2, 2, 2\) is"),
+        ("test_mean", torch.full((3, 2, 2, 2), torch.nan), "'test_mean' holds NaN or infinite values"),
     ],
 )
 def test_tensors_are_checked(tmp_path, name, value, words):

@@ -268,6 +268,12 @@ class TestCommittedRun:
             assert code(entry) or name == "report"
             assert (code(entry), settings(entry)) == (code(there[name]), settings(there[name])), name
 
+    def test_the_search_for_copies_has_power(self):
+        found = json.loads((ROOT / "artifacts/report/memorisation.json").read_text())
+        assert found["found_decoded"] >= 0.95
+        assert min(found["found_shifted"], found["found_turned"]) >= 0.8
+        assert found["false_alarms"] <= 0.01
+
     def test_the_committed_model_draws_the_grid_beside_it(self):
         """On other kinds of CPU to rounding."""
         path = ROOT / "artifacts/fp32/model.safetensors"

@@ -27,6 +27,7 @@ from ldm.lazy import torch
 from stages.runner import DAG, PARAMS, ROOT, check_writable, cpu_kind, digest_of, files_of, run_command
 
 TRAINING, SAMPLING = ["train_diffusion"], ["sample", "decode", "evaluate"]
+OWN = ("train_diffusion.seed", "sample.seed", "evaluate.row")  # parameters
 NORMAL = 1.96  # standard deviations, on either side of the mean, that hold 95 % of a normal distribution
 
 
@@ -141,6 +142,8 @@ def numbers(context: click.Context, option: click.Parameter, text: str | None) -
         seeds = [int(word) for word in text.split(",")] if text else []
     except ValueError:
         raise InputError(f"--{option.name} {text}: whole numbers with commas are wanted, such as 1,2,3") from None
+    if any(not 0 <= seed < 2**63 for seed in seeds):
+        raise InputError(f"--{option.name} {text}: seeds are whole numbers from 0 to 2**63 - 1")
     if len(set(seeds)) < len(seeds):
         raise InputError(f"--{option.name} {text}: a seed is named twice; name different ones")
     return seeds
@@ -158,6 +161,8 @@ def command(train: list[int], sample: list[int], settings: tuple[str, ...], out:
     for text in settings:
         if not re.fullmatch(rf"({'|'.join(known)})\..+=.*", text):
             raise InputError(f"--set {text}: STAGE.KEY=VALUE is wanted, of a stage that is run: {', '.join(known)}")
+        if text.split("=")[0] in OWN:
+            raise InputError(f"--set {text}: this command sets {', '.join(OWN)} itself; leave it out")
     check_writable(out)
     repetition = Repetition(out, settings)
     rows = [repetition.trained(seed, sample) for seed in train] or [repetition.sampled(sample, out, {})]

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from ldm.config import Positive
+from ldm.config import Positive, Rho, Sigma
 from ldm.diffusion.chains import Chain
 from ldm.diffusion.schedule import Schedule, broadcast, schedules
 from ldm.errors import InputError
@@ -116,7 +116,7 @@ class VE(ItoSDE):
     sigma_max: largest σ̄
     """
 
-    def __init__(self, *, sigma_min: Positive = 0.01, sigma_max: Positive = 50.0) -> None:
+    def __init__(self, *, sigma_min: Sigma = 0.01, sigma_max: Sigma = 50.0) -> None:
         check_range(sigma_min, sigma_max)
         self.sigma_min, self.log_ratio = sigma_min, math.log(sigma_max / sigma_min)
 
@@ -153,9 +153,7 @@ class Karras(Schedule):
 
 
 @schedules.register
-def karras(
-    *, sigma_min: Positive = 0.002, sigma_max: Positive = 80.0, rho: Positive = 7.0, length: LevelCount = None
-) -> Schedule:
+def karras(*, sigma_min: Sigma = 0.002, sigma_max: Sigma = 80.0, rho: Rho = 7.0, length: LevelCount = None) -> Schedule:
     """EDM's levels, which leave the data unscaled (Karras et al. 2022, arXiv:2206.00364, Eq. 5).
 
     sigma_min: smallest σ̄

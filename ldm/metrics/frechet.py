@@ -161,7 +161,7 @@ class Reference:
     def copies(self, features: Features) -> float:
         """The distance to the held-out images, over that of as many training images.
 
-        It is about 1 for copies of training images, and for a perfect model of them; 0 for the held-out images
+        It is about 1 for copies of training images, and for a perfect model of them; 0 for all the held-out images
         themselves; above 1 where copies alone would lie closer.
         """
         copied = moments(self.train.features[: len(features)], "training images")

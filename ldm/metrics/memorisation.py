@@ -45,6 +45,8 @@ class Search:
         that of Carlini et al. 2023, arXiv:2301.13188, section 5.1; it is 0 for a copy, even of an image that the
         training images have many times, and about 1 far from all of them.
         """
+        if not len(images):
+            return Nearness(torch.zeros(0), torch.zeros(0, dtype=torch.long))
         found = [self._batch(batch) for batch in images.split(batch_size)]
         return Nearness(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
@@ -90,7 +92,7 @@ def shifted(images: Tensor, rows: int, columns: int) -> Tensor:
 
 def turned(images: Tensor, angle: float) -> Tensor:
     """Images (n, C, H, W) turned about their centre by an angle in degrees, 0 where nothing is."""
-    return rotate(images.float(), angle, InterpolationMode.BILINEAR)
+    return rotate(images.float(), angle, InterpolationMode.BILINEAR) if len(images) else images.float()
 
 
 def thresholds(score: Tensor, classes: Tensor, count: int, share: float) -> Tensor:

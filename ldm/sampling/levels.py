@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from ldm.config import Fraction, Positive, Registry
+from ldm.config import Fraction, Registry, Rho, Sigma
 from ldm.diffusion import Schedule, check_range, why_noise_is_no_start
 from ldm.errors import InputError
 from ldm.lazy import Tensor, torch
@@ -37,7 +37,7 @@ def uniform(schedule: Schedule, steps: int, *, t_min: Fraction = 0.001) -> Tenso
 
 @spacings.register
 def karras(
-    schedule: Schedule, steps: int, *, sigma_min: Positive = 0.002, sigma_max: Positive = 80.0, rho: Positive = 7.0
+    schedule: Schedule, steps: int, *, sigma_min: Sigma = 0.002, sigma_max: Sigma = 80.0, rho: Rho = 7.0
 ) -> Tensor:
     """Uniform in σ̄^(1/ρ) (Karras et al. 2022, arXiv:2206.00364, Eq. 5); on a chain moved to its nearest levels.
 
@@ -51,7 +51,7 @@ def karras(
 
 
 @spacings.register
-def log_snr(schedule: Schedule, steps: int, *, sigma_min: Positive = 0.002, sigma_max: Positive = 80.0) -> Tensor:
+def log_snr(schedule: Schedule, steps: int, *, sigma_min: Sigma = 0.002, sigma_max: Sigma = 80.0) -> Tensor:
     """Uniform in log σ̄ (Lu et al. 2022, arXiv:2206.00927); on a discrete chain moved to its nearest levels.
 
     sigma_min: smallest positive σ̄

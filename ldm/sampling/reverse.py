@@ -72,7 +72,8 @@ def sample_batches(
 
     label: the class of all of them, as for `Guided.class_of`, or the index of each one's by its number; None is each by
     its quota. shown: how many samples of the first batch have their states kept. precision: of the networks; the states
-    are float64. Raises: InputError for a class that the networks were not trained on.
+    are float64. Raises: InputError for a class that the networks were not trained on, and for samples that are not
+    finite.
     """
     own = label if isinstance(label, Mapping) else denoiser.class_of(label)
     check_sampler(sampler, denoiser.schedule)
@@ -84,7 +85,10 @@ def sample_batches(
             for x_t in states(denoiser, sampler, sigmas, streams, labels):
                 if shown:
                     frames.append(x_t[:shown].float())
-        yield Samples(x_t.float(), labels, torch.stack(frames, 1).cpu() if frames else None)
+        x = x_t.float()
+        if not x.isfinite().all():
+            raise InputError("samples became NaN or infinite; lower guidance.weight, or set the sampler's own options")
+        yield Samples(x, labels, torch.stack(frames, 1).cpu() if frames else None)
         shown = 0
 
 
@@ -97,5 +101,7 @@ def check_sampler(sampler: Sampler, schedule: Schedule) -> None:
 
 
 def split_range(first: int, n: int, batch_size: int) -> list[range]:
-    """The n indices from `first` on, in batches of at most `batch_size`."""
+    """The n indices from `first` on, in batches of at most `batch_size`. Raises: InputError for an index above 2⁶³."""
+    if first + n > 2**63:
+        raise InputError(f"first {first}: {n} samples from there on have numbers above 2**63 - 1; lower it")
     return [range(i, min(i + batch_size, first + n)) for i in range(first, first + n, batch_size)]

@@ -106,6 +106,13 @@ def test_a_copier_is_never_cleared_by_duplicates_in_the_data(digits, times):
     assert (rough.score <= limits[classes[rough.nearest]]).double().mean() > 0.95
 
 
+def test_of_no_images_nothing_is_found(digits):
+    images, _ = digits
+    score, nearest = Search(images[:20], 5)(images[:0])
+    assert len(score) == len(nearest) == 0
+    assert turned(images[:0], 5.0).shape == images[:0].shape
+
+
 def test_training_images_that_are_all_the_same_are_refused():
     with pytest.raises(InputError, match="all the same"):
         Search(torch.zeros(5, 1, 4, 4, dtype=torch.uint8), 3)

@@ -71,7 +71,7 @@ def test_committed_samples_keep_the_bounds(name):
     toy = read_yaml(FOLDER / "params.yaml")[name]["points"]["toy"]
     row = json.loads((FOLDER / f"artifacts/{name}/metrics.json").read_text())
     wide = [f"mode_std_ratio = {row['mode_std_ratio']:.4g}"] if name in TOO_WIDE else []
-    assert missed(toy, row) == wide
+    assert set(missed(toy, row)) <= set(wide)
     assert wide or 0.85 < row.get("mode_std_ratio", 1) < 1.15
     assert row["sliced_wasserstein"] < 4 * row["floor_sliced_wasserstein"]
 

@@ -63,6 +63,16 @@ def test_the_ends_of_a_spacing_must_be_in_order(spacing):
         chosen(schedules.build("karras"), 10)
 
 
+@pytest.mark.parametrize("option", [{"rho": 0.001}, {"sigma_min": 5e-324}, {"sigma_max": 1e308}])
+def test_levels_whose_powers_overflow_are_refused(option):
+    (name,) = option
+    with pytest.raises(InputError, match=rf"spacings\.karras\.{name}: "):
+        spacings.build("karras", option)
+    for rho in (1.0, 1000.0):
+        widest = spacings.build("karras", {"sigma_min": 1e-6, "sigma_max": 1e6, "rho": rho})
+        assert len(widest(schedules.build("rectified_flow"), 3)) == 4
+
+
 def test_too_little_noise_is_a_wrong_start():
     assert wrong_start(torch.tensor([80.0, 1.0, 0.0])) is None
     assert wrong_start(torch.tensor([math.inf, 1.0, 0.0])) is None

@@ -7,7 +7,7 @@ from torch import nn
 
 from ldm.diffusion import Denoiser, predictions, schedules
 from ldm.errors import InputError
-from ldm.sampling import Guided, Streams, last_state, sample_batches, samplers, spacings, states
+from ldm.sampling import Guided, Streams, last_state, sample_batches, samplers, spacings, split_range, states
 from ldm.sampling.classes import classes_of
 
 SAMPLERS = sorted(samplers.functions)
@@ -117,6 +117,19 @@ def drawn(denoiser: Guided, name: str, *batches, seed: int = 5, **settings) -> l
     sigmas = spacings.build("trailing")(denoiser.schedule, 6)
     with torch.inference_mode():
         return list(sample_batches(denoiser, sampler(name), sigmas, batches, seed=seed, **settings))
+
+
+def test_samples_that_are_not_finite_are_refused():
+    denoiser = guided()
+    denoiser.weight = 1e300
+    with pytest.raises(InputError, match="samples became NaN or infinite; lower guidance"):
+        drawn(denoiser, "dpmpp_2m", range(2))
+
+
+def test_samples_have_numbers_of_63_bits():
+    assert split_range(2**63 - 3, 3, 2) == [range(2**63 - 3, 2**63 - 1), range(2**63 - 1, 2**63)]
+    with pytest.raises(InputError, match=r"3 samples from there on have numbers above 2\*\*63 - 1"):
+        split_range(2**63 - 2, 3, 2)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -19,7 +19,7 @@ import ldm
 from ldm import artifacts, errors, images
 from ldm.metrics.memorisation import Search, thresholds
 from ldm.networks.classifier import Classifier, in_batches
-from stages.evaluate import CHIEF
+from stages.evaluate import CHIEF, without_twins
 from stages.runner import read_yaml
 
 pytestmark = pytest.mark.slow
@@ -381,6 +381,49 @@ def test_classes_that_no_training_image_has_are_refused(project, tmp_path):
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].endswith("no training image is of class 12; decode other samples")
     assert not (tmp_path / "diffusion.json").exists()
+
+
+def test_a_row_without_spread_leaves_the_others(project, tmp_path):
+    made = load(project, "decode", "generated")
+    path = tmp_path / "generated.safetensors"
+    lineage = [load(project, name, kind) for name, kind in (("prepare_data", "images"), ("sample", "samples"))]
+    one = {"images": made["images"][:1].expand_as(made["images"]), "labels": made["labels"]}
+    artifacts.save(path, "generated", one, made.config, lineage)
+    done = stage(project, "evaluate", tmp_path, "--in", f"generated={path}")
+    assert done.returncode == 0, done.stderr
+    assert "evaluate: warning: diffusion: all 300 samples are equal, so that they have no covariance" in done.stderr
+    rows = json.loads((tmp_path / "measures.json").read_text())
+    before = json.loads((project / "artifacts/report/measures.json").read_text())
+    assert rows.pop("diffusion")["fid_test"] is None
+    assert rows == {name: row for name, row in before.items() if name != "diffusion"}
+
+
+def test_images_of_another_shape_are_refused(project, tmp_path):
+    made = load(project, "decode", "generated")
+    path = tmp_path / "generated.safetensors"
+    lineage = [load(project, name, kind) for name, kind in (("prepare_data", "images"), ("sample", "samples"))]
+    small = {"images": made["images"][..., :20, :20], "labels": made["labels"]}
+    artifacts.save(path, "generated", small, made.config, lineage)
+    for name in ("evaluate", "memorisation"):
+        done = stage(project, name, tmp_path / name, "--in", f"generated={path}")
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1].endswith("do not belong together: their images differ in shape")
+
+
+def test_twins_of_training_images_are_left_out_of_the_table(project, capsys):
+    pictures, features = load(project, "prepare_data", "images"), load(project, "extract_features", "features")
+    same = without_twins(pictures, features, ["test", "validation"])
+    for given, kept in ((pictures, same["images"]), (features, same["features"])):
+        assert all(torch.equal(kept[name], given[name]) for name in given.tensors)
+    twin = pictures["test_images"].clone()
+    twin[[3, 7]] = pictures["train_images"][[5, 5]]
+    copied = replace(pictures, tensors=pictures.tensors | {"test_images": twin})
+    kept = without_twins(copied, features, ["test"])
+    rest = [i for i in range(len(twin)) if i not in (3, 7)]
+    assert torch.equal(kept["images"]["test_labels"], pictures["test_labels"][rest])
+    assert torch.equal(kept["features"]["test_second"], features["test_second"][rest])
+    assert torch.equal(kept["features"]["train"], features["train"])
+    assert capsys.readouterr().out == "evaluate: 2 test images are equal to a training image, and left out\n"
 
 
 def test_one_row_of_validation_images_alone(project, tmp_path):

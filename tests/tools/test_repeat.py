@@ -113,6 +113,12 @@ def test_a_stage_that_fails_ends_the_repetition(project, tmp_path):
         (["--train", "1,x", "--sample", "1"], "--train 1,x: whole numbers with commas are wanted"),
         (["--train", "1,2", "--sample", ""], "one seed has no deviation"),
         (["--sample", "1,2", "--set", "train_diffusion.seed=1"], "of a stage that is run: sample, decode, evaluate"),
+        (
+            ["--sample", "1,2", "--set", "sample.seed=5"],
+            "--set sample.seed=5: this command sets train_diffusion.seed, ",
+        ),
+        (["--sample", "1,2", "--set", "evaluate.row=random"], "--set evaluate.row=random: this command sets"),
+        (["--sample", "1,-2"], "--sample 1,-2: seeds are whole numbers from 0"),
         (["--sample", "1,2", "--set", "sample=3"], "--set sample=3: STAGE.KEY=VALUE is wanted"),
     ],
 )
