@@ -31,12 +31,12 @@ STAGES |= {kind: f"train_{kind}" for kind in ("classifier", "second_classifier")
 STAGES |= {"denoiser": "train_diffusion", "guide": "train_diffusion", "samples": "sample", "generated": "decode"}
 STAGES |= {"model": "export"}
 # kind → its tensors, as dtype and dimensions; other kinds hold a network's weights. In a name, * stands for each of the
-# splits train, validation and test; ? marks a tensor that may be missing. A dimension of one letter has one size, N in
-# each split
+# splits train, validation and test; ? marks a tensor that may be missing. Dimensions of one letter have one size, N one
+# in each split; where |1 follows, 1 will do too
 TENSORS = {
     "images": {"*_images": "uint8 N C H W", "*_labels": "uint8 N"},
     "features": {"*": "float32 N d", "*_second": "float32 N d"},
-    "latents": {"*_mean": "float32 N c h w", "*_log_variance": "float32 N c h w"}
+    "latents": {"*_mean": "float32 N c h w", "*_log_variance": "float32 N c|1 h|1 w|1"}
     | {"channel_mean": "float64 c", "channel_std": "float64 c"},
     "samples": {"samples": "float32 N c h w", "labels?": "uint8 N", "trajectory": "float32 n T c h w"},
     "generated": {"images": "uint8 N C H W", "labels?": "uint8 N"},
@@ -215,12 +215,14 @@ def _check_form(artifact: Artifact) -> None:
     for pattern, form in TENSORS[artifact.kind].items():
         for split in ("train", "validation", "test") if "*" in pattern else ("",):
             name, optional = pattern.replace("*", split).rstrip("?"), pattern.endswith("?")
-            dtype, *letters = form.split()
-            if name in artifact.tensors or not optional:
-                own = artifact.tensors[name].shape if name in artifact.tensors else ()
-                names = [f"{split} {letter}" if letter == "N" else letter for letter in letters]
-                sizes = dict(zip(names, own, strict=False)) | sizes
-                expected[name] = f"torch.{dtype}", tuple(map(sizes.get, names))
+            if optional and name not in artifact.tensors:
+                continue
+            dtype, *dimensions = form.replace("N", f"{split}_N").split()
+            own = artifact.tensors[name].shape if name in artifact.tensors else ()
+            sizes = dict(zip(dimensions, own, strict=False)) | sizes
+            ones = {x for x, size in zip(dimensions, own, strict=False) if x.endswith("|1") and size == 1}
+            wanted = [1 if x in ones else sizes.get(x.removesuffix("|1")) for x in dimensions]
+            expected[name] = f"torch.{dtype}", tuple(wanted)
     artifact.check_tensors(expected)
     for name, tensor in artifact.tensors.items():
         if not tensor.isfinite().all():

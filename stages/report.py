@@ -40,7 +40,8 @@ def compute(run: Run[Config]) -> None:
     dag, params = read_yaml(recipe / DAG), read_yaml(run.params)
     plots = sorted(dag.get("plots", []), key=lambda entry: not isinstance(entry, str))  # pictures first, then curves
     table, found = (read_json(run.inputs[name]) if name in run.inputs else {} for name in ("measures", "memorisation"))
-    table = table or {name_of(path): row for path in dag.get("metrics", []) if (row := read_json(recipe / path))}
+    if "measures" not in run.inputs:
+        table = {name_of(path): row for path in dag.get("metrics", []) if (row := read_json(recipe / path))}
     table = dict(sorted(table.items(), key=lambda row: row[0] != "diffusion"))  # the model's row first
     template = Environment(loader=FileSystemLoader(ROOT / "stages/runner"), autoescape=True, undefined=StrictUndefined)
     page = template.get_template(TEMPLATE).render(

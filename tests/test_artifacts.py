@@ -84,6 +84,7 @@ def test_another_kind_is_refused(tmp_path):
             torch.ones(4, 2, 2, 2),
             r"'test_log_variance' is .* \(4, 2, 2, 2\), but .* \(3, 2, 2, 2\) is",
         ),
+        ("test_log_variance", torch.ones(3, 1, 2, 3), r"'test_log_variance' is .*, but .* \(3, 1, 2, 2\) is expected"),
         ("test_mean", torch.ones(3, 2, 2, 3), r"'test_mean' is .* \(3, 2, 2, 3\), but .* \(3, 2, 2, 2\) is"),
         ("test_mean", torch.full((3, 2, 2, 2), torch.nan), "'test_mean' holds NaN or infinite values"),
     ],
@@ -93,6 +94,13 @@ def test_tensors_are_checked(tmp_path, name, value, words):
     artifacts.save(tmp_path / "a.safetensors", "latents", {k: v for k, v in tensors.items() if v is not None}, {})
     with pytest.raises(InputError, match=words):
         artifacts.load(tmp_path / "a.safetensors", "latents")
+
+
+def test_one_variance_of_all_latents_will_do(tmp_path):
+    """As `Posterior.exact` has it, where latents are pixels, or drawn once."""
+    tensors = latents() | {f"{split}_log_variance": torch.ones(3, 1, 1, 1) for split in ("train", "validation", "test")}
+    artifacts.save(tmp_path / "a.safetensors", "latents", tensors, {})
+    assert artifacts.load(tmp_path / "a.safetensors", "latents")["test_log_variance"].shape == (3, 1, 1, 1)
 
 
 def family(folder, shift: float) -> tuple[artifacts.Artifact, artifacts.Artifact]:
