@@ -12,7 +12,8 @@ agree, agree_second       share of the images that the first, or second, classif
 precision, recall         share of images near real ones, and of real images near them; density and coverage likewise
 label_tv                  total-variation distance of the classes that the classifier sees to those of training
 
-The rows are those whose files dvc.yaml lists. What a row has no classes for, or too few images, is null.
+The rows are those whose files dvc.yaml lists. What a row has no classes for, or too few images, is null. Test and
+validation images that are equal to a training image in every pixel are left out.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The Fréchet distance between Gaussians fitted to two sets of features, in float64.
 
-And ratios of such distances, over all images and within each class: those of real images are what others are compared
-with.
+A `Reference` takes the distance of images to the training images over that of held-out images, which is the floor: over
+all images, and within each class.
 """
 
 import math
