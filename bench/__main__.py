@@ -1,7 +1,8 @@
 """Time our training step and sampler beside diffusers, denoising-diffusion-pytorch and a plain loop.
 
 Each of these is a side, and runs in a process of its own. The sides take turns for some rounds, so that a slow minute
-of the machine hits all of them. The table has the median of the rounds, the smallest and the largest.
+of the machine hits all of them. The table has the median of the rounds, the smallest and the largest. Every side is
+measured in fp32, and in bf16 where the machine has units for it: without them bf16 takes many times as long.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from tqdm import tqdm
 from bench.sides import PEERS, SHAPE, SIDES, our_unet
 from ldm.artifacts import write_atomic
 from ldm.errors import InputError
+from ldm.precision import has_bf16
 from stages.runner.command import pick_device, run_command
 
-PRECISIONS = ("fp32", "bf16")
-FLAGS = ("amx_bf16", "avx512_bf16")  # a CPU's units for bf16; without them bf16 is slower than fp32
+FLAGS = ("amx_bf16", "avx512_bf16")  # a CPU's units for bf16
 HEADER = "| what | side | precision | images/s | least – most | ours over it | of the peak | MiB |"
 
 
@@ -131,12 +132,13 @@ def command(
             raise InputError(
                 f"the peer {peer} is not installed; run `make bench`, or pip install -e '.[bench]' -c constraints.txt"
             )
+    precisions = ["fp32", "bf16"] if has_bf16(device.partition(":")[0]) else ["fp32"]
     costs = {peer: {"peer": cost(make()), "ours": cost(our_unet(peer))} for peer, make in PEERS.items()}
-    peak_workers = {precision: Worker("none", "", precision, device, batch_size) for precision in PRECISIONS}
+    peak_workers = {precision: Worker("none", "", precision, device, batch_size) for precision in precisions}
     measured: list[tuple[Worker, str]] = []
     for peer in PEERS:
         names = [name for name in SIDES if name in ("ours", "plain", peer)]
-        workers = [Worker(name, peer, precision, device, batch_size) for name in names for precision in PRECISIONS]
+        workers = [Worker(name, peer, precision, device, batch_size) for name in names for precision in precisions]
         jobs: list[tuple[Worker, str, dict[str, int]]] = [(worker, "train", {}) for worker in workers]
         draws = {"n": n, "evaluations": evaluations}
         jobs += [(worker, sampler, draws) for worker in workers for sampler in SIDES[worker.name].samplers]
