@@ -29,6 +29,7 @@ from stages.runner import DAG, PARAMS, ROOT, check_writable, cpu_kind, digest_of
 TRAINING, SAMPLING = ["train_diffusion"], ["sample", "decode", "evaluate"]
 OWN = ("train_diffusion.seed", "sample.seed", "evaluate.row")  # parameters
 NORMAL = 1.96  # standard deviations, on either side of the mean, that hold 95 % of a normal distribution
+SHARES = ("agree", "agree_second", "precision", "recall", "coverage", "label_tv")  # measures that 1 bounds; all, that 0
 
 
 class Repetition(NamedTuple):
@@ -100,21 +101,28 @@ def summary(rows: list[list[dict[str, Any]]]) -> dict[str, Any]:
     Every training is sampled with the same seeds, so the deviations are those of a two-way table with one value a cell.
     training_std and sampling_std are of one seed, and None of a source with one seed only; real_std is of the finite
     held-out images, where the measure has one. low and high are the mean ∓ 1.96 times the root of the sum of their
-    squares: with few seeds, a rough interval for a single run.
+    squares, within what the measure can be: with few seeds, a rough interval for a single run. A measure that is null
+    in some of the runs has its values alone.
     """
     result: dict[str, Any] = {}
     every = [row for samplings in rows for row in samplings]
     for key in every[0]:
-        if key.endswith("_std") or not all(isinstance(row[key], float) for row in every):
+        kinds = {type(row[key]) for row in every}
+        if key.endswith("_std") or float not in kinds:
             continue
-        values = np.array([[row[key] for row in samplings] for samplings in rows])
+        table = [[row[key] for row in samplings] for samplings in rows]
+        if len(kinds) > 1:
+            result[key] = {"mean": None, "values": table}
+            continue
+        values = np.array(table)
         training, sampling = variances(values)
         real = float(np.mean([row.get(f"{key}_real_std") or 0.0 for row in every])) ** 2
         reach = NORMAL * math.sqrt((training or 0) + (sampling or 0) + real)
         stds = {"training_std": training, "sampling_std": sampling, "real_std": real or None}
         deviations = {name: None if variance is None else math.sqrt(variance) for name, variance in stds.items()}
         mean = float(values.mean())
-        result[key] = {"mean": mean, **deviations, "low": mean - reach, "high": mean + reach, "values": values.tolist()}
+        low, high = max(mean - reach, 0), min(mean + reach, 1 if key in SHARES else math.inf)
+        result[key] = {"mean": mean, **deviations, "low": low, "high": high, "values": table}
     return result
 
 
@@ -171,7 +179,9 @@ def command(train: list[int], sample: list[int], settings: tuple[str, ...], out:
     write_atomic(out / "summary.json", json.dumps(result, indent=1).encode())
     print(f"{result['data']}, n = {result['n']}, sampling seeds {sample}, training seeds {train or 'as committed'}")
     for name, value in result.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value["mean"] is None:
+            print(f"{name:>15} –, since it is null in some of the runs")
+        elif isinstance(value, dict):
             sources = {word: value[f"{word}_std"] for word in ("training", "sampling", "real")}
             said = " ".join(f"± {std:.2g} ({word})" for word, std in sources.items() if std is not None)
             print(f"{name:>15} {value['mean']:.4g} {said}, {value['low']:.4g} to {value['high']:.4g}")

@@ -28,15 +28,17 @@ def test_deviations_are_told_apart():
 
 
 def test_the_summary_of_a_table():
-    row = {"fid": 1.0, "fid_std": 9.0, "fid_real_std": 0.5, "n": 5, "worst": None, "agree": 0.9}
-    rows = [[row, row | {"fid": 2.0}], [row | {"fid": 3.0}, row | {"fid": 4.0, "agree": None}]]
+    row = {"fid": 11.0, "fid_std": 9.0, "fid_real_std": 0.5, "n": 5, "worst": None, "agree": 0.9, "recall": 0.99}
+    rows = [[row, row | {"fid": 12.0, "recall": 0.01}], [row | {"fid": 13.0}, row | {"fid": 14.0, "agree": None}]]
     found = summary(rows)
-    assert found.keys() == {"fid"}  # a measure with a gap in any row has no mean
+    assert found.keys() == {"fid", "agree", "recall"}
+    assert found["agree"] == {"mean": None, "values": [[0.9, 0.9], [0.9, None]]}  # no mean where a row has a gap
+    assert (found["recall"]["low"], found["recall"]["high"]) == (0, 1)  # a share is no less and no more
     fid = found["fid"]
-    assert (fid["mean"], fid["values"]) == (2.5, [[1.0, 2.0], [3.0, 4.0]])
+    assert (fid["mean"], fid["values"]) == (12.5, [[11.0, 12.0], [13.0, 14.0]])
     assert (fid["training_std"], fid["sampling_std"]) == (pytest.approx(2**0.5), pytest.approx(0.5**0.5))
     reach = 1.96 * (2 + 0.5 + 0.5**2) ** 0.5
-    assert (fid["low"], fid["high"]) == (pytest.approx(2.5 - reach), pytest.approx(2.5 + reach))
+    assert (fid["low"], fid["high"]) == (pytest.approx(12.5 - reach), pytest.approx(12.5 + reach))
 
 
 @pytest.mark.slow
