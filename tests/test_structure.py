@@ -4,8 +4,10 @@ recipes, tools and bench import stages, stages import stages/runner, and all of 
 """
 
 import ast
+import contextlib
 import hashlib
 import json
+import shlex
 import subprocess
 from collections.abc import Iterator
 from functools import cache
@@ -14,9 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, run_in
+from dvc.repo import Repo
 from PIL import Image
 from ruamel.yaml import YAML
 from ruamel.yaml.events import AliasEvent
+from test_documents import values_after
 
 import ldm
 from ldm import tile
@@ -25,7 +29,7 @@ from ldm.data.toys import toys
 from ldm.diffusion import penalties, predictions, schedules, timestep_samplings, weightings
 from ldm.networks import autoencoders, classifiers, networks
 from ldm.sampling import samplers, spacings
-from stages.runner import read_yaml
+from stages.runner import files_of, read_yaml
 from tools.check import check_parameters, stage_config, stale_results
 
 FOLDERS = ("ldm", "stages", "tools", "recipes", "bench")
@@ -196,6 +200,22 @@ def test_recipes_with_results_have_all_of_them():
         listed = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
         # the report has no results of its own
         assert listed - {"report"} == set(read_yaml(folder / "dvc.lock")["stages"]) - {"report"}
+
+
+def test_every_command_reads_and_writes_what_its_stage_states(monkeypatch):
+    """With the variables of dvc.yaml filled in, in the pipeline and in each recipe."""
+    monkeypatch.setattr("stages.runner.run.read_yaml", cache(read_yaml))
+    with contextlib.chdir(ROOT), Repo() as repo:
+        found = [stage for stage in repo.index.stages if stage.cmd.startswith("stages/run stages.")]
+    assert len(found) > 80
+    for stage in found:
+        module, *words = shlex.split(stage.cmd)[1:]
+        recipe, out = (values_after(words, flag) for flag in ("--recipe", "--out"))
+        name, folder = module.removeprefix("stages."), Path(recipe[0] if recipe else ".")
+        inputs, outputs = files_of(name, folder, values_after(words, "--in"), Path(out[0]) if out else None)
+        read, written = ({Path(entry.fs_path) for entry in entries} for entries in (stage.deps, stage.outs))
+        assert {ROOT / path for path in inputs.values()} <= read, stage.addressing
+        assert {ROOT / path for path in outputs.values()} == written, stage.addressing
 
 
 def test_the_ablation_changes_one_thing_at_a_time():

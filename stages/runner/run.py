@@ -88,14 +88,15 @@ def files_of(
 ) -> tuple[dict[str, Path], dict[str, Path]]:
     """The data files of a stage as the dvc.yaml of a recipe states them: inputs by stem, outputs by file name.
 
-    Data lie in folders called artifacts; the other dependencies are code. Raises: InputError where dvc.yaml lacks the
-    stage, or a source has an unknown name.
+    Data lie in folders called artifacts, or are safetensors files in one that a variable names; the other dependencies
+    are code. Raises: InputError where dvc.yaml lacks the stage, or a source has an unknown name.
     """
     entry = read_yaml(recipe / DAG).get("stages", {}).get(name)
     if entry is None:
         raise InputError(f"{recipe / DAG} has no stage {name!r}")
     base = Path(os.path.normpath(recipe / entry.get("wdir", ".")))
-    inputs = {Path(dep).stem: base / dep for dep in entry.get("deps", []) if "artifacts" in Path(dep).parts}
+    deps = [Path(dep) for dep in entry.get("deps", [])]
+    inputs = {dep.stem: base / dep for dep in deps if "artifacts" in dep.parts or dep.suffix == ".safetensors"}
     for source in sources:
         key, _, path = source.partition("=")
         if key not in inputs or not path:
