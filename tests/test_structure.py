@@ -225,8 +225,7 @@ def test_the_ablation_changes_one_thing_at_a_time():
         "fresh": set(),  # reads other latents
         "unet": {"network"},
         "averaged": {"ema_decay"},
-        "decay": {"lr_final", "warmup"},
-        "muon": {"lr", "muon_lr", "betas", "clip_norm"},
+        "muon": {"lr", "lr_final", "warmup", "muon_lr", "betas", "clip_norm"},
         "straight": {"schedule", "prediction"},
         "logit_normal": {"timestep_sampling"},
         "labels": {"class_labels"},
