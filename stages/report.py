@@ -62,7 +62,7 @@ def compute(run: Run[Config]) -> None:
 
 def measures(table: dict[str, Any], dag: dict[str, Any]) -> list[Measure]:
     """The lines of the table, each with the sentence that the help of a stage has for it."""
-    modules = [entry["cmd"].split()[1] for entry in dag["stages"].values()]
+    modules = re.findall(r"stages/run ([\w.]+)", json.dumps(dag["stages"]))
     told = "\n".join(import_module(module).__doc__ or "" for module in modules)
     lines = re.findall(r"^([\w…]+(?:, [\w…]+)*)  +(\S.*)$", told, re.MULTILINE)
     meanings = {name: meaning for names, meaning in lines for name in names.split(", ")} | WORDS["measures"]
@@ -104,7 +104,8 @@ def pictures_of(recipe: Path, entry: Any) -> Iterator[Picture]:
         x, y, path = chart.get("x", "step"), chart.get("y"), recipe / title
         for file, names in y.items() if isinstance(y, dict) else ():
             wanted = [names] if isinstance(names, str) else names
-            yield from curves(title + which(file), read_json(recipe / file), x, wanted)
+            if file.endswith(".json"):
+                yield from curves(title + which(file), read_json(recipe / file), x, wanted)
         if isinstance(y, str) and chart.get("template") == "confusion" and path.exists():
             yield confusion(chart.get("title", title), path, x, y)
 
@@ -177,7 +178,7 @@ def as_written(value: Any) -> str:
 def run_of(recipe: Path, name: str) -> dict[str, Any]:
     """A stage, its tensors with their digests, and the log of its run where that wrote the files that are here."""
     files = files_of(name, recipe, (), None)[1]
-    digests = {file: digest_of(path) for file, path in files.items() if path.exists()}
+    digests = {file: digest_of(path) for file, path in files.items() if path.is_file()}
     log = read_json(recipe / LOGS / f"{name}.json")
     return {
         "stage": name,

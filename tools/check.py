@@ -30,7 +30,9 @@ def stage_config(name: str) -> type[Section]:
 
 def check_parameters(recipe: Path) -> None:
     """Raises: InputError for the first mistake in the parameters of the pipeline, or of a recipe like it."""
-    path, stages, sections = recipe / PARAMS, read_yaml(recipe / DAG)["stages"], read_yaml(recipe / PARAMS)
+    path, stages, sections = recipe / PARAMS, read_yaml(recipe / DAG).get("stages") or {}, read_yaml(recipe / PARAMS)
+    if any("matrix" in entry for entry in stages.values()):
+        raise InputError(f"{recipe}: its stages run over a matrix; each checks its own parameters when it starts")
     names = [name for name in stages if (ROOT / "stages" / f"{name}.py").exists()]
     for name in sorted(sections.keys() ^ set(names), key=str):
         problem = "unknown" if name in sections else "missing"
@@ -65,15 +67,20 @@ def stale_results() -> Iterator[str]:
 
 
 def changed_stages() -> dict[str, list[tuple[str, str]]]:
-    """What `dvc status` says of each locked stage: (what has changed, how)."""
-    from dvc.repo import Repo  # takes a second to import, for which --help should not wait
+    """What `dvc status` says of each locked stage: (what has changed, how). Raises: InputError."""
+    from dvc.exceptions import DvcException  # DVC takes a second to import, for which --help should not wait
+    from dvc.repo import Repo  # likewise
 
+    try:
+        with contextlib.chdir(ROOT), Repo() as repo:  # DVC names stages from where it stands
+            status = repo.status()
+    except DvcException as error:
+        raise InputError(f"DVC cannot tell what has changed: {error}") from None
     changed: dict[str, list[tuple[str, str]]] = {}
-    with contextlib.chdir(ROOT), Repo() as repo:  # DVC names stages from where it stands
-        for stage, changes in repo.status().items():
-            groups = [group for change in changes if isinstance(change, dict) for group in change.values()]
-            changed[stage] = [(change, "") for change in changes if isinstance(change, str) and change != ALWAYS]
-            changed[stage] += [(path, str(state)) for group in groups for path, state in group.items()]
+    for stage, changes in status.items():
+        groups = [group for change in changes if isinstance(change, dict) for group in change.values()]
+        changed[stage] = [(change, "") for change in changes if isinstance(change, str) and change != ALWAYS]
+        changed[stage] += [(path, str(state)) for group in groups for path, state in group.items()]
     return changed
 
 
@@ -81,9 +88,11 @@ def changed_stages() -> dict[str, list[tuple[str, str]]]:
 @click.option("--recipe", type=Path, help="Check the parameters in this folder, and nothing else.")
 @click.option("--clean", is_flag=True, help="Remove checkpoints, and last good weights, of interrupted runs.")
 def command(recipe: Path | None, clean: bool) -> None:
-    check_parameters(recipe or Path())
     if clean:
-        shutil.rmtree(FOLDER, ignore_errors=True)
+        for entry in FOLDER.iterdir() if FOLDER.exists() else ():
+            shutil.rmtree(entry)
+        click.echo(f"the checkpoints in {FOLDER.resolve()} are removed")
+    check_parameters(recipe or Path())
     if recipe is None:
         lines = list(stale_results())
         click.echo("\n".join([*lines, f"{len(lines)} committed results are stale"]))

@@ -25,9 +25,13 @@ SECTION = "train_diffusion"
 def command(names: tuple[str, ...], params: Path, section: str, out: Path | None) -> None:
     values = read_section(params, section)
     values = values.get(SECTION, values)  # the section of a toy holds that of the training
-    if not isinstance(values, dict) or "schedule" not in values:
+    if not isinstance(values, dict) or not isinstance(values.get("schedule"), str):
         raise InputError(f"{params}: the section {section!r} has no schedule; choose that of a training: {SECTION}")
     options = values.get("schedules") or {}
+    if not isinstance(options, dict):
+        raise InputError(f"{params}: {section}.schedules: {options!r} will not do; write the options by schedule")
+    if out and out.suffix.lower() != ".png":
+        raise InputError(f"--out {out}: name a .png file")
     chosen = {name: schedules.build(name, options.get(name)) for name in names or [values["schedule"]]}
     for name, schedule in chosen.items():
         show(name, schedule)

@@ -34,10 +34,10 @@ def copy_project(target: Path) -> Path:
     Its params.yaml has the values of small.yaml.
     """
     exclude = ("--exclude-standard", "--", ".", ":!artifacts", ":!dvc.lock")
-    listed = run_in(ROOT, "git", "ls-files", "--cached", "--others", *exclude)
+    listed = run_in(ROOT, "git", "ls-files", "-z", "--cached", "--others", *exclude)
     if listed.returncode:
         raise InputError(f"{ROOT} is no git repository, whose files could be copied; make one: git init && git add .")
-    for name in listed.stdout.splitlines():
+    for name in listed.stdout.split("\0"):
         if (ROOT / name).is_file():  # a file that was removed is still listed
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target / name)
@@ -57,7 +57,8 @@ def run_or_fail(problem: str, folder: Path, *command: str, **environment: str) -
     """Run a command as `run_in` does. Raises: InputError, the problem and the command's last line, where it fails."""
     done = run_in(folder, *command, **environment)
     if done.returncode:
-        raise InputError(f"{problem}: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+        said = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
+        raise InputError(f"{problem}: {said[-1]}")
 
 
 @click.command(help=__doc__)

@@ -1,8 +1,8 @@
 """Checkpoints: the states that a run writes on its way, so that it can be resumed after any interruption.
 
 They lie in `checkpoints/<stage>/<key>/`, which git and DVC ignore. The key is a hash over all that the run depends on,
-so a run never resumes from the state of other parameters, inputs, code or another kind of machine. States are removed
-after a week.
+so a run never resumes from the state of other parameters, inputs, code or another kind of machine. Those of other runs
+are removed after a week.
 """
 
 import hashlib
@@ -98,18 +98,28 @@ class Checkpoints:
     def _look_at_others(self) -> None:
         """Name other unfinished runs of this stage that have left states, and remove states older than a week."""
         for file in sorted((FOLDER / self.run.name).glob("*/facts.json")):
-            states = list(file.parent.glob("*.safetensors"))
-            if time.time() - max(path.stat().st_mtime for path in [file, *states]) > WEEK:
-                shutil.rmtree(file.parent, ignore_errors=True)
-            elif states and file.parent != self.folder:
-                there = json.loads(file.read_text("utf-8"))
-                about = f"{file.parent} ({first_difference(self.facts, there).removeprefix('parameters.')})"
-                if not (file.parent / "finished").exists():
-                    remedy = "python -m tools.check --clean removes them"
-                    self._say(f"an unfinished run has left states in {about}; {remedy}")
-                elif is_longer(self.facts, there):
-                    why = "whose learning rate has fallen to its end: this one starts anew"
-                    self._say(f"it cannot go on from the finished run in {about}, {why}")
+            if file.parent != self.folder:
+                try:
+                    self._look_at(file)
+                except FileNotFoundError:  # another run is at work there, and removes its older states
+                    continue
+                except (ValueError, LookupError, TypeError, AttributeError):
+                    self._say(f"{file} cannot be read; python -m tools.check --clean removes it")
+
+    def _look_at(self, file: Path) -> None:
+        """file: the facts of another run."""
+        states, remedy = list(file.parent.glob("*.safetensors")), "python -m tools.check --clean removes them"
+        if time.time() - max(path.stat().st_mtime for path in [file, *states]) > WEEK:
+            self._say(f"the states in {file.parent} are older than a week, and removed")
+            shutil.rmtree(file.parent, ignore_errors=True)
+        elif states:
+            there = json.loads(file.read_text("utf-8"))
+            about = f"{file.parent} ({first_difference(self.facts, there).removeprefix('parameters.')})"
+            if not (file.parent / "finished").exists():
+                self._say(f"an unfinished run has left states in {about}; {remedy}")
+            elif is_longer(self.facts, there):
+                why = "whose learning rate has fallen to its end: this one starts anew"
+                self._say(f"it cannot go on from the finished run in {about}, {why}")
 
     def due(self) -> bool:
         """Whether `save_every` seconds have passed since the last state."""

@@ -82,6 +82,10 @@ def stage(
         params = params or recipe / PARAMS
         values = with_settings(read_section(params, section), settings)
         inputs, outputs = files_of(name, recipe, sources, out)
+        if out and "DVC_STAGE" not in os.environ:
+            tracked = {path.resolve() for path in files_of(name, recipe, (), None)[1].values()}
+            if tracked & {path.resolve() for path in outputs.values()}:
+                raise InputError(f"--out {out} is where the tracked results lie; name another folder")
         device = pick_device(given["device"])
         if ":" in device:
             torch.cuda.set_device(device)  # streams, graphs and what is asked of "cuda" are of the current device
@@ -163,10 +167,10 @@ def pick_device(text: str) -> str:
         if not count and shutil.which("nvidia-smi"):
             warn("device", f"torch {torch.__version__} cannot use this machine's NVIDIA GPU{why}; the CPU is used")
         return "cuda" if count else "cpu"
-    index = text.removeprefix("cuda").removeprefix(":") or "0"
-    if not text.startswith("cuda") or not index.isdecimal():
+    found = re.fullmatch(r"cuda(?::(0|[1-9]\d{0,3}))?", text)
+    if not found:
         raise InputError(f"--device {text}: choose auto, cpu, cuda or cuda:i")
-    if int(index) >= count:
+    if int(found[1] or 0) >= count:
         usable = f"cuda:0 to cuda:{count - 1}" if count else "cpu"
         raise InputError(f"--device {text}: this machine has {count} usable GPUs{why}; choose {usable} or auto")
     return text
@@ -176,7 +180,7 @@ def seconds_of(text: str | None, config: type[Section], out: Path | None) -> flo
     """The seconds that --until gives a training. Raises: InputError for another text, or where it cannot be."""
     if text is None:
         return None
-    found = re.fullmatch(r"(\d+\.?\d*)(s|m|h)", text)
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{0,9})?)(s|m|h)", text)
     if not found or not float(found[1]):
         raise InputError(f"--until {text}: write a time such as 90s, 10m or 1.5h")
     if "optimisation" not in config.model_fields:

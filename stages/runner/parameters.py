@@ -84,7 +84,7 @@ def parameters_of(config: type[Section], values: Any, prefix: str = "") -> list[
     for key, field in config.model_fields.items():
         annotation: Any = field.annotation
         if key in tables:
-            table = values.get(key) or {}
+            table = found if isinstance(found := values.get(key), dict) else {}
             for name in sorted(tables[key].functions):
                 rows += parameters_of(tables[key].options(name), table.get(name), f"{prefix}{key}.{name}.")
         elif isinstance(annotation, type) and issubclass(annotation, Section):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import ROOT, run_in
 
+from ldm import InputError
 from ldm.config import Section
 from ldm.training import Optimisation
 from stages.runner import Run, checkpoints
@@ -142,7 +143,7 @@ def test_states_of_another_stage_are_not_spoken_of(here, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_states_older_than_a_week_are_removed(here):
+def test_states_older_than_a_week_are_removed(here, capsys):
     folders = []
     for seed, days in ((1, 6.9), (2, 7.1)):
         old = checkpoints.Checkpoints(run_of(Config(seed=seed)))
@@ -150,8 +151,28 @@ def test_states_older_than_a_week_are_removed(here):
         folders.append(old.folder)
         for path in old.folder.iterdir():
             os.utime(path, (time.time() - days * 86400,) * 2)
+    capsys.readouterr()
     checkpoints.Checkpoints(run_of(Config()))
     assert [folder.exists() for folder in folders] == [True, False]
+    assert f"the states in {folders[1]} are older than a week, and removed" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_from_its_own_state_however_old(here):
+    old = checkpoints.Checkpoints(run_of(Config()))
+    old.save(1, STATE)
+    for path in old.folder.iterdir():
+        os.utime(path, (time.time() - 30 * 86400,) * 2)
+    assert checkpoints.Checkpoints(run_of(Config())).latest() is not None
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"parameters": 3}'])
+def test_facts_of_another_run_that_cannot_be_read_stop_nobody(here, capsys, text):
+    other = checkpoints.Checkpoints(run_of(Config(seed=1)))
+    other.save(1, STATE)
+    other.finished()
+    (other.folder / "facts.json").write_text(text)
+    checkpoints.Checkpoints(run_of(Config())).save(1, STATE)
+    assert f"{other.folder / 'facts.json'} cannot be read; python -m tools.check --clean" in capsys.readouterr().err
 
 
 def test_a_long_run_is_as_old_as_its_last_state(here):
@@ -174,8 +195,10 @@ def test_cleaning_removes_all_of_them(here, monkeypatch):
         shutil.copy(ROOT / file, here)
     checkpoints.Checkpoints(run_of(Config())).save(1, STATE)
     assert (here / "checkpoints").exists()
-    check.command.main(["--clean", "--recipe", "."], standalone_mode=False)
-    assert not (here / "checkpoints").exists()
+    (here / "params.yaml").write_text("")  # a mistake there keeps nobody from cleaning
+    with pytest.raises(InputError, match="must hold a mapping"):
+        check.command.main(["--clean", "--recipe", "."], standalone_mode=False)
+    assert list((here / "checkpoints").iterdir()) == []
 
 
 @pytest.mark.slow

@@ -210,7 +210,24 @@ def test_a_browser_shows_it(project, tmp_path, width):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("recipe", "pictures"), [("toys", 22), ("sweep", 1), ("blog_ldm", 13)])
+def test_stages_and_plots_of_ones_own_do_no_harm(project, tmp_path):
+    """A script elsewhere, a loop, a folder as output, and a curve in a file that is no JSON."""
+    copy = shutil.copytree(project, tmp_path / "copy")
+    dag = read_yaml(copy / "dvc.yaml")
+    dag["stages"]["mine"] = {"cmd": "python scripts/mine.py", "outs": ["mine"]}
+    dag["stages"]["each"] = {"foreach": [1], "do": {"cmd": "true"}}
+    dag["plots"].append({"loss": {"y": {"loss.csv": "loss"}}})
+    (copy / "mine").mkdir()
+    (copy / "loss.csv").write_text("step,loss\n")
+    (copy / "dvc.yaml").write_text(json.dumps(dag))
+    done = run_in(copy, sys.executable, "-m", "stages.report", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    page = Page(tmp_path / "report.html")
+    assert len(page.all("img")) == len(PICTURES) + 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("recipe", "pictures"), [("toys", 22), ("sweep", 1), ("blog_ldm", 10)])
 def test_every_recipe_has_one(recipe, pictures, tmp_path):
     """Of the files that are committed: each metric with its figure, each picture."""
     done = run_in(ROOT, sys.executable, "-m", "stages.report", "--recipe", f"recipes/{recipe}", "--out", str(tmp_path))

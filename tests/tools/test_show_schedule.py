@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from conftest import ROOT
 from PIL import Image
 
+from ldm import InputError
 from ldm.diffusion import schedules
 from tools.show_schedule import command, figure
 
@@ -32,6 +33,22 @@ def test_the_schedule_of_the_parameters_is_printed(folder):
     assert (t, alpha_t, sigma_t) == (0.25, 0.75, 0.25)
     assert snr == pytest.approx(9)
     assert lines[-1] == "terminal SNR 0"
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "words"),
+    [
+        ("{schedule: [cosine]}", [], "the section 'train_diffusion' has no schedule"),
+        ("{schedule: cosine, schedules: [cosine]}", [], "train_diffusion.schedules: ['cosine'] will not do"),
+        ("{schedule: cosine}", ["--out", "x.pdf"], "--out x.pdf: name a .png file"),
+    ],
+)
+def test_what_cannot_be_shown(folder, text, arguments, words):
+    (folder / "params.yaml").write_text(f"train_diffusion: {text}")
+    with pytest.raises(InputError) as refused:
+        command.main(arguments, standalone_mode=False)
+    assert words in str(refused.value)
+    assert not list(folder.glob("x*"))
 
 
 def test_schedules_are_drawn_side_by_side(folder):

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import copy_project, run_in
+from conftest import ROOT, copy_project, run_in
 from ruamel.yaml import YAML
 
-from ldm import artifacts
+from ldm import InputError, artifacts
 from stages.runner import read_yaml
-from tools import check, same_bytes
+from tools import check, same_bytes, small
 
 pytestmark = pytest.mark.slow
 GIT = ["git", "-c", "user.name=A", "-c", "user.email=a@example.org"]
@@ -134,6 +134,20 @@ def test_data_that_are_not_those_of_the_lock_are_not_committed(repository):
     assert done.returncode == 2
     assert f"prepare_data: artifacts/{DATA} is deleted" in done.stderr.splitlines()[-1]
     assert (repository / "dvc.lock").read_bytes() == lock
+
+
+@pytest.mark.parametrize(("folder", "words"), [("recipes/toys", "run over a matrix"), ("empty", "'sample' is unknown")])
+def test_what_is_no_pipeline_is_not_checked_as_one(monkeypatch, tmp_path, folder, words):
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "dvc.yaml").write_text("stages:")
+    (tmp_path / "params.yaml").write_text("sample: {}")
+    with pytest.raises(InputError, match=words):
+        check.check_parameters(tmp_path if folder == "empty" else Path(folder))
+
+
+def test_a_command_that_fails_without_a_word_gives_its_exit_code(tmp_path):
+    with pytest.raises(InputError, match="it failed: exit code 3"):
+        small.run_or_fail("it failed", tmp_path, "sh", "-c", "exit 3")
 
 
 def test_bad_revisions_and_code_that_fails(repository):
