@@ -6,9 +6,9 @@ A table whose figures come from committed files has a comment above it that says
 
 The keys are those of the columns after the first, in order; a single key serves all of them, and `-` marks a column of
 text. {row} and {column} stand for the first cell of the row and of the column. A key goes into mappings by dots, and
-into a list of records by the words of the record meant, `rows.train,ours,fp32.images_per_second`; `a/b` is a ratio. A
-row with a wildcard, `default_*`, has mean ± standard deviation over the files that match. Decimals and unit (%, M) are
-those of the document, the digits are the file's, rounded once; – is for what no file holds.
+into a list of records by the words of the record meant, `rows.train,ours,fp32.images_per_second`; `a/b` is a ratio.
+Decimals and unit (%, M) are those of the document, the digits are the file's, rounded once; – is for what no file
+holds.
 
 A table of figures that no committed file holds has the comment <!-- measured on MACHINE -->.
 
@@ -18,7 +18,6 @@ A table of figures that no committed file holds has the comment <!-- measured on
 import json
 import re
 import shlex
-import statistics
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -94,13 +93,13 @@ def find(value: Any, key: str) -> Any:
 
 
 def numbers_of(path: str, key: str) -> list[Any]:
-    """The figures of a cell: none, one, or mean and deviation over several files."""
+    """The figure of a cell, or none."""
     values = []
     for file in sorted(ROOT.glob(path)):
         terms = [find(json.loads(file.read_text("utf-8")), term) for term in key.split("/")]
         if None not in terms:
             values.append(terms[0] / terms[1] if len(terms) > 1 else terms[0])
-    return [statistics.mean(values), statistics.stdev(values)] if "*" in path else values
+    return values
 
 
 def as_written(figure: re.Match[str], number: float) -> str:
