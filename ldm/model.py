@@ -80,8 +80,8 @@ class Model:
         return decoded.unflatten(0, states.shape[:2]).clone()
 
     def save(self, path: str | Path) -> None:
-        """Write the model as one file, which `load` takes: its networks, four numbers of each latent channel, and how
-        it was made.
+        """Write the model as one file, which `load` takes: its networks, mean and deviation of each latent channel, and
+        how it was made.
         """
         tensors = {f"latents.{name}": self.parts["latents"][name] for name in MOMENTS}
         for kind in filter(self.parts.__contains__, NETWORKS):
@@ -92,23 +92,19 @@ class Model:
     def labels(self, n: int, first: int = 0, *, label: Label | Sequence[Label] = None) -> Tensor | None:
         """The classes of the images that `sample` draws, (n,), by their index; None of a model without classes."""
         own = self._classes(n, first, label)
-        return classes_of(range(first, first + n), self.denoiser.class_sizes, own, "cpu")
+        return classes_of(range(int(first), int(first) + int(n)), self.denoiser.class_sizes, own, "cpu")
 
     def _classes(self, n: int, first: int, label: Any) -> dict[int, int] | None:
         """The index of each sample's class by its number, or None for quotas."""
-        _check_natural("first", first)
+        first = _natural("first", first)
         if not isinstance(n, Integral) or n < 1:
             raise InputError(f"{n} images cannot be drawn; ask for at least 1")
         label = self.sampling.get("label") if label is None else label
-        if isinstance(label, Tensor | np.ndarray):  # indices, as `labels` returns
-            sizes = self.denoiser.class_sizes
-            natural = (index if isinstance(index, int) else -1 for index in np.ravel(label).tolist())
-            each = [index if 0 <= index < len(sizes) and sizes[index] else None for index in natural]
-        elif isinstance(label, str) or not isinstance(label, Sequence):
+        label = label.tolist() if isinstance(label, Tensor | np.ndarray) else label
+        if isinstance(label, str) or not isinstance(label, Sequence):
             index = self.denoiser.class_of(label)
             return None if index is None else dict.fromkeys(range(first, first + n), index)
-        else:
-            each = [self.denoiser.class_of(one) for one in label]
+        each = [self.denoiser.class_of(one) for one in label]
         if len(each) != n or None in each:
             wanted = f"a class that was trained on is wanted for each of {n} images, or one for all"
             raise InputError(f"label {str(list(label))[:60]}: {wanted}")
@@ -131,8 +127,8 @@ class Model:
         if not isinstance(steps, Integral) or steps < 1:
             raise InputError(f"steps {steps!r}: a whole number from 1 on is wanted")
         sigmas = self._build(spacings, "spacing", spacing)(self.denoiser.schedule, steps)
-        _check_natural("seed", seed)
-        own, batches = self._classes(n, first, label), split_range(first, n, shown or self.sampling["batch_size"])
+        own, size = self._classes(n, first, label), shown or self.sampling["batch_size"]
+        batches, seed = split_range(int(first), int(n), int(size)), _natural("seed", seed)
         move = self._build(samplers, "sampler", sampler)
         how = {"seed": seed, "label": own, "precision": self.sampling.get("precision", "fp32"), "shown": shown}
         return sample_batches(self.denoiser, move, sigmas, batches, **how)
@@ -141,7 +137,7 @@ class Model:
         """The choice asked for, or else that of the stage `sample`, whose options also serve a name without options."""
         recorded = self.sampling[registry.name]
         if choice is None or isinstance(choice, str):
-            name = choice or self.sampling[word]
+            name = self.sampling[word] if choice is None else choice
             return registry.build(name, recorded.get(name))
         if not isinstance(choice, Mapping) or len(choice) != 1:
             raise InputError(f"{word} {choice!r}: write its name, or {{name: options}}")
@@ -149,10 +145,11 @@ class Model:
         return registry.build(name, options)
 
 
-def _check_natural(name: str, value: Any) -> None:
+def _natural(name: str, value: Any) -> int:
     """Raises: InputError for a value that is no whole number from 0 on."""
-    if not isinstance(value, Integral) or not 0 <= value < 2**63:  # type: ignore[operator]
+    if not isinstance(value, Integral) or not 0 <= int(value) < 2**63:
         raise InputError(f"{name} {value}: a whole number from 0 to 2**63 - 1 is wanted")
+    return int(value)
 
 
 def load(path: str | Path, device: str | None = None) -> Model:
@@ -163,7 +160,7 @@ def load(path: str | Path, device: str | None = None) -> Model:
     """
     try:
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
+    except (RuntimeError, TypeError, AssertionError) as error:  # a torch without CUDA asserts
         reason = str(error).partition("\n")[0]
         raise InputError(f"device {device!r}: {reason}; choose cpu, or cuda where torch can use a GPU") from None
     path = Path(path)

@@ -7,9 +7,9 @@ Every sample has its own random stream, from (seed, index): neither the batch si
 from functools import partial
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from ldm import Count, Natural, NonNegative, Options, Positive, Section, Seed, choice, training
+from ldm import Count, NonNegative, Options, Positive, Section, Seed, choice, training
 from ldm.diffusion import check_range
 from ldm.lazy import torch
 from ldm.precision import Precision
@@ -63,13 +63,18 @@ class Config(HowToSample):
     steps: steps of the sampler
     first: index of the first sample
     label: class of all samples, by its name, or its index; null gives each class its share of the training images
-    shown: samples whose states are kept for the animation
+    shown: samples of the first batch whose states are kept for the animation
     """
 
     steps: Count
     first: Seed = 0
-    label: Natural | str | None = None
+    label: str | None = None
     shown: Count = 10
+
+    @field_validator("label", mode="before")
+    @classmethod
+    def _class_is_named(cls, label: object) -> object:
+        return str(label) if isinstance(label, int) and not isinstance(label, bool) else label
 
 
 def compute(run: Run[Config]) -> None:

@@ -29,19 +29,21 @@ class Guided:
         return cls(main, worse, **guidance)
 
     def class_of(self, label: str | int | None) -> int | None:
-        """The index of a class, from its name, or from the index where no class has that name; None is any class.
+        """The index of a class, from its index, or from text: its name, or its index where no class has that name.
 
-        Raises: InputError unless the networks were trained on this class.
+        None is any class. Raises: InputError unless the networks were trained on this class.
         """
         if label is None:
             return None
         if not self.class_sizes:
             raise InputError(f"label {label}: the denoiser was trained without labels; set null, or class_labels")
         known = {name: index for index, name in enumerate(self.class_names) if self.class_sizes[index]}
-        indices = {str(index): index for index in known.values()}
-        if isinstance(label, bool) or not isinstance(label, str | Integral) or str(label) not in indices | known:
-            raise InputError(f"label {label}: the denoiser was not trained on this class, but on {', '.join(known)}")
-        return (indices | known)[str(label)]
+        of_text = {str(index): index for index in known.values()} | known
+        if isinstance(label, str) and label in of_text:
+            return of_text[label]
+        if isinstance(label, Integral) and not isinstance(label, bool) and label in known.values():
+            return int(label)
+        raise InputError(f"label {label}: the denoiser was not trained on this class, but on {', '.join(known)}")
 
     def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """As `Denoiser.__call__`."""

@@ -118,14 +118,16 @@ def test_classes_that_were_trained_on_may_be_asked_for(label, index):
     assert guided(5, 0, 5).class_of(label) == index
 
 
-@pytest.mark.parametrize(("label", "index"), [("oak", 0), ("2", 1), (2, 1), ("10", 3), (0, 0), (1, 1), (3, 3)])
+@pytest.mark.parametrize(("label", "index"), [("oak", 0), ("2", 1), ("10", 3), ("3", 3), (0, 0), (1, 1), (3, 3)])
 def test_a_class_is_asked_for_by_its_name_or_else_by_its_index(label, index):
-    """The class 2 is the one of that name, whose index is 1; there is none of the name 3, which is thus an index."""
+    """The text 2 is the class of that name, whose index is 1; none has the name 3, which is thus an index."""
     named = guided(5, 5, 0, 5)
     named.class_names = ["oak", "2", "ash", "10"]
     assert named.class_of(label) == index
     with pytest.raises(InputError, match="label ash: the denoiser was not trained on this class, but on oak, 2, 10"):
         named.class_of("ash")
+    with pytest.raises(InputError, match="label 2: the denoiser was not trained on this class"):
+        named.class_of(2)
 
 
 @pytest.mark.parametrize("names", ["ab", ["a"], ["a", "a"], [1, 2], {"a": 0, "b": 1}])

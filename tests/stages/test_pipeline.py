@@ -317,6 +317,7 @@ def test_python_interface_takes_other_samplers(project):
     assert not torch.equal(model.sample(3, seed=1), drawn)
     assert torch.equal(model.sample(2, seed=1, label=np.int64(3)), model.sample(2, seed=1, label=3))
     assert not torch.equal(model.sample(2, seed=1, label=3), model.sample(2, seed=1, label=4))
+    assert torch.equal(model.sample(np.int64(2), seed=np.int64(1), first=np.int64(1)), model.sample(3, seed=1)[1:])
     assert not torch.equal(model.sample(3, seed=1, spacing="karras"), model.sample(3, seed=1))
     few = replace(model, sampling={**model.sampling, "batch_size": 2}).sample(5, seed=1)
     assert (few.int() - model.sample(5, seed=1).int()).abs().max() <= 2
@@ -327,7 +328,8 @@ def test_python_interface_takes_other_samplers(project):
     shifted = [str(digit + 1) for digit in range(10)]  # the class of index 1 is called 2
     renamed = replace(model, denoiser=shallow_copy(model.denoiser))
     renamed.denoiser.class_names = shifted
-    assert renamed.labels(2, label="2").tolist() == renamed.labels(2, label=2).tolist() == [1, 1]
+    assert renamed.labels(2, label="2").tolist() == renamed.labels(2, label=1).tolist() == [1, 1]
+    assert renamed.labels(3, label=[0, 1, "1"]).tolist() == [0, 1, 0]
     assert torch.equal(renamed.sample(2, seed=1, label="2"), model.sample(2, seed=1, label=1))
     assert torch.equal(renamed.sample(2, seed=1, label=np.array([1, 1])), model.sample(2, seed=1, label=1))
     several[0] += 1  # a plain tensor, which may be edited
@@ -339,7 +341,7 @@ def test_python_interface_takes_other_samplers(project):
         ({"n": 1, "first": -3}, "first -3: a whole number from 0"),
         ({"n": 3, "label": [1, 2]}, r"label \[1, 2\]: a class that was trained on is wanted for each of 3 images"),
         ({"n": 2, "label": [1, 11]}, "label 11: the denoiser was not trained on this class"),
-        ({"n": 2, "label": torch.tensor([1.0, 2.0])}, "a class that was trained on is wanted for each of 2 images"),
+        ({"n": 2, "label": torch.tensor([1.0, 2.0])}, "label 1.0: the denoiser was not trained on this class"),
         ({"n": 1, "steps": 2.5}, "steps 2.5: a whole number from 1 on is wanted"),
         ({"n": 1, "steps": "x"}, "steps 'x': a whole number from 1 on is wanted"),
         ({"n": 1, "sampler": {}}, "sampler {}: write its name, or {name: options}"),
