@@ -101,18 +101,13 @@ def save(
     lineage = merge_lineage(parents)
     meta = {"schema": SCHEMA, "kind": kind, "config": dict(config), "lineage": lineage, "digest": _NO_DIGEST}
     text = json.dumps(meta, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    raw = _as_bytes(tensors, {"ldm": text})
+    raw = safetensors_torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {"ldm": text})
     end = 8 + int.from_bytes(raw[:8], "little")
     header, field = raw[:end], _digest_field(_NO_DIGEST)
     if header.count(field) != 1:
         raise ValueError("the digest's place in the header is not unique")
     header = header.replace(field, _digest_field(hashlib.sha256(raw).hexdigest()))
     write_atomic(path, header, memoryview(raw)[end:])
-
-
-def write_weights(path: Path, module: Module) -> None:
-    """Write the weights alone, atomically: a file to look at, not an artifact that a stage would read."""
-    write_atomic(path, _as_bytes(module.state_dict(), None))
 
 
 def load(path: Path, kind: str) -> Artifact:
@@ -202,10 +197,6 @@ def write_atomic(path: Path, *data: bytes | memoryview) -> None:
 def _digest_field(digest: str) -> bytes:
     """The digest as it stands in the header, where the metadata is JSON within JSON."""
     return rf"\"digest\":\"{digest}\"".encode()
-
-
-def _as_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None) -> bytes:
-    return safetensors_torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata)
 
 
 def _check_form(artifact: Artifact) -> None:

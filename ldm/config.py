@@ -18,9 +18,10 @@ from ldm.errors import InputError
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
-Several = Annotated[int, Field(ge=2)]
+MOST = 10**9  # that may be asked for of anything counted
+Count = Annotated[int, Field(ge=1, le=MOST)]
+Natural = Annotated[int, Field(ge=0, le=MOST)]
+Several = Annotated[int, Field(ge=2, le=MOST)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]  # 0 and 1 included

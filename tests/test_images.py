@@ -3,9 +3,11 @@
 import io
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image, ImageSequence
 
+from ldm import InputError
 from ldm.images import from_uint8, gif, groups_of_equals, to_uint8
 
 
@@ -45,3 +47,8 @@ def test_white_stays_white_beside_colours_that_are_nearly_white():
 def test_groups_of_equal_images():
     images = torch.tensor([[3, 1], [2, 2], [3, 1], [3, 1], [2, 2]], dtype=torch.uint8).view(5, 1, 1, 2)
     assert groups_of_equals(images).tolist() == [0, 1, 0, 0, 1]
+
+
+def test_an_animation_larger_than_a_gif_can_be_is_refused():
+    with pytest.raises(InputError, match="an animation of 2 × 65536 pixels is more than a GIF's 65535 a side; show"):
+        gif([np.zeros((1, 32768), np.uint8)] * 2, 100, 1000)

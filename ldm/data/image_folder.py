@@ -15,11 +15,11 @@ from PIL import Image, ImageOps
 from torchvision.datasets import ImageFolder
 
 from ldm.errors import InputError
+from ldm.images import LARGEST
 
 Pixels = NDArray[np.uint8]  # (H, W, 1) or (H, W, 3)
 
 MOST = 256  # classes, whose numbers are bytes
-LARGEST = 512  # pixels a side, beyond which no network here can learn
 MOST_OF_16_BITS = 65_535
 Image.init()
 # what Pillow opens, but for what starts another program, and for what is no picture
@@ -80,8 +80,8 @@ def find(root: Path) -> Found:
     suffixes = {suffix for suffix, form in Image.registered_extensions().items() if form in FORMATS}
 
     def wanted(path: str) -> bool:
-        own = Path(path).relative_to(root)
-        return not any(map(is_hidden, own.parts)) and own.suffix.lower() in suffixes
+        own, pipe = Path(path).relative_to(root), os.path.exists(path) and not os.path.isfile(path)
+        return not pipe and not any(map(is_hidden, own.parts)) and own.suffix.lower() in suffixes
 
     listed = Folder(str(root), is_valid_file=wanted, allow_empty=True)
     hidden = [path for path in files if any(map(is_hidden, path.parts))]
@@ -200,10 +200,7 @@ def stacked(pictures: list[Pixels], paths: list[Path]) -> Pixels:
             sizes = f"{path} is {_size(picture)}, but {paths[0]} is {_size(pictures[0])}"
             raise InputError(f"{sizes} (height × width); set prepare_data.size, to which all are brought")
     channels = max(picture.shape[2] for picture in pictures)
-    result = np.empty((len(pictures), channels, *first), np.uint8)
-    for i, picture in enumerate(pictures):
-        result[i] = picture.transpose(2, 0, 1)  # one channel is repeated
-    return result
+    return np.stack([np.broadcast_to(picture, (*first, channels)) for picture in pictures]).transpose(0, 3, 1, 2)
 
 
 def _size(picture: Pixels) -> str:

@@ -94,7 +94,7 @@ def download(name: str, root: Path, split: str) -> str | None:
             for place in places(name):
                 (root / place).parent.mkdir(exist_ok=True)
                 shutil.move(Path(folder) / place, root / place)
-    except (OSError, RuntimeError, HTTPException) as error:
+    except (OSError, RuntimeError, ValueError, HTTPException) as error:  # of a proxy's address, a ValueError
         return f"the download into {root} failed ({' '.join(str(error).split())})"
     finally:
         socket.setdefaulttimeout(before)

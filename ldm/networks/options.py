@@ -11,17 +11,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ldm import networks as layers
-from ldm.config import Count, Rate, Registry
+from ldm.config import MOST, Count, Rate, Registry
 from ldm.errors import InputError
 from ldm.lazy import Module
 
 # (shape) → a module, or (shape, classes=0) for a network that takes classes; shape is that of a sample, (C, H, W)
 Build = Callable[..., Module]
-Sizes = Annotated[tuple[int, ...], Field(strict=False, min_length=1)]
-Fit = Annotated[int | None, Field(ge=1)]  # null is what fits the shape
-Even = Annotated[int, Field(ge=2, multiple_of=2)]
-EvenFrom4 = Annotated[int, Field(ge=4, multiple_of=2)]
-Eights = Annotated[int, Field(ge=8, multiple_of=8)]
+Sizes = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
+Fit = Annotated[int | None, Field(ge=1, le=MOST)]  # null is what fits the shape
+Even = Annotated[int, Field(ge=2, le=MOST, multiple_of=2)]
+EvenFrom4 = Annotated[int, Field(ge=4, le=MOST, multiple_of=2)]
+Eights = Annotated[int, Field(ge=8, le=MOST, multiple_of=8)]
 FEATURES = 128  # width of the classifiers' features
 
 networks: Registry[Build] = Registry("networks")  # F = network(x_t, t[, labels])
@@ -68,7 +68,7 @@ def unet(
     options = SimpleNamespace(**locals())
     channels = [width * multiplier for multiplier in multipliers]
     for multiplier, count in zip(multipliers, channels, strict=True):
-        if count < 1 or (norm == "group" and count % groups):
+        if norm == "group" and count % groups:
             size = f"width {width} times the multiplier {multiplier} gives {count} channels"
             raise InputError(f"{size}, not a multiple of {groups} groups")
     for count in channels if attention == "linear" else channels[-1:]:

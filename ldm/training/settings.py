@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from ldm.config import Count, Natural, Positive, Rate, Section, Share
+from ldm.config import Count, Natural, Positive, Rate, Section, Several, Share
 from ldm.precision import Precision
 
 LearningRate = Annotated[float, Field(gt=0, le=1)]
@@ -32,12 +32,12 @@ class Optimisation(Section):
     """
 
     steps: Count
-    batch_size: Annotated[int, Field(ge=2)]
+    batch_size: Several
     lr: LearningRate
     muon_lr: Share = 0.0
     lr_final: Share = 0.0
     warmup: Natural = 0
-    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.99)
+    betas: Annotated[tuple[Rate, Rate], Field(strict=False)] = (0.9, 0.99)
     weight_decay: Rate = 0.0
     clip_norm: Positive = 1.0
     ema_decay: Rate = 0.999

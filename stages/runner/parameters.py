@@ -1,6 +1,7 @@
 """Parameter files: YAML in, validated sections out, and the rows of `--help`."""
 
 from collections.abc import Sequence
+from copy import copy
 from datetime import date
 from pathlib import Path
 from types import UnionType
@@ -10,10 +11,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from ldm import InputError, Section, choices_of
+from ldm.config import MOST
 
 PARAMS = Path("params.yaml")
 AS_WRITTEN = {"root", "label", "background"}  # names, of which YAML would read some as numbers or comments
-# attributes of a field's limits, as annotated_types names them → how --help shows them
+# attributes of a field's limits below MOST, as annotated_types names them → how --help shows them
 SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "multiple_of": "multiple of", "min_length": "length ≥"}
 
 
@@ -32,10 +34,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def read_section(path: Path, name: str) -> dict[str, Any]:
     """One section of a parameter file. Raises: InputError."""
-    section = read_yaml(path).get(name)
-    if not isinstance(section, dict):
-        raise InputError(f"{path}: the section {name!r} is missing")
-    return section
+    values = read_yaml(path)
+    if not isinstance(values.get(name), dict):
+        problem = f"is no mapping; to set nothing, write {name}: {{}}" if name in values else "is missing"
+        raise InputError(f"{path}: the section {name!r} {problem}")
+    return values[name]
 
 
 def with_settings(section: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
@@ -49,9 +52,11 @@ def with_settings(section: dict[str, Any], settings: Sequence[str]) -> dict[str,
             raise InputError(f"--set {setting!r} is not of the form KEY=VALUE")
         place, *inner, last = section, *key.split(".")
         for i, name in enumerate(inner):
-            place = place.setdefault(name, {})
-            if not isinstance(place, dict):
+            own = copy(place.get(name, {}))  # which an anchor may share with another place
+            if not isinstance(own, dict):
                 raise InputError(f"--set {key}: {'.'.join(inner[: i + 1])} has no parameters of its own")
+            place[name] = own
+            place = own
         place[last] = (None if text == "null" else text) if last in AS_WRITTEN else _yaml_value(key, text)
     return section
 
@@ -91,7 +96,12 @@ def parameters_of(config: type[Section], values: Any, prefix: str = "") -> list[
             rows += parameters_of(annotation, values.get(key), f"{prefix}{key}.")
         else:
             default = "(required)" if field.is_required() else field.get_default(call_default_factory=True)
-            limits = [f"{SIGNS[k]} {getattr(meta, k)}" for meta in field.metadata for k in SIGNS if hasattr(meta, k)]
+            limits = [
+                f"{SIGNS[k]} {getattr(meta, k)}"
+                for meta in field.metadata
+                for k in SIGNS
+                if getattr(meta, k, MOST) < MOST
+            ]
             form = ", ".join([type_name(annotation), *limits])
             names = f" ({', '.join(sorted(registries[key].functions))})" if key in registries else ""
             about = f"{prefix}{key}", values.get(key, default), default, form, f"{field.description}{names}"

@@ -45,6 +45,7 @@ def test_nested_pictures_count_and_what_is_left_out_is_said(root):
     save(root / "stray.png")
     (root / "ash/notes.txt").write_text("x")
     (root / "oak/Thumbs.db").write_bytes(b"x")
+    os.mkfifo(root / "oak/pipe.png")  # which would be waited for
     found = find(root)
     assert sorted(str(path.relative_to(root)) for path in found.paths) == [
         "ash/0.png", "ash/1.png", "oak/0.png", "oak/1.png", "oak/autumn/wet/a.JPG",
@@ -53,7 +54,7 @@ def test_nested_pictures_count_and_what_is_left_out_is_said(root):
     hidden, beside, others = found.left_out
     assert hidden.startswith("3 hidden (")  # the two folders at the top count as one thing each
     assert beside == "1 beside the class folders (stray.png)"
-    assert others == "2 no pictures by their names (ash/notes.txt, oak/Thumbs.db)"
+    assert others == "3 no pictures by their names (ash/notes.txt, oak/Thumbs.db, oak/pipe.png)"
 
 
 def test_links_are_followed_but_not_in_circles(root, tmp_path):

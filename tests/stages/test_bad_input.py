@@ -14,7 +14,7 @@ from conftest import ROOT, change
 from PIL import Image
 
 from ldm.data import known
-from stages.runner import read_yaml, run_command
+from stages.runner import read_yaml, run_command, with_settings
 from tools import check, repeat, show_schedule
 
 NAMES = list(read_yaml(ROOT / "dvc.yaml")["stages"])
@@ -87,10 +87,35 @@ def snapshot(folder: Path) -> dict[str, bytes]:
         ("optimisation.precision=fp16", "'auto', 'fp32' or 'bf16'"),
         ("seed=[", "not a YAML value"),
         ("seed=!!python/object/apply:os.system [ls]", "not a YAML value"),
+        ("optimisation.betas=[1.5,0.9]", "train_vae.optimisation.betas.0: 1.5 will not do; it should be less than 1"),
+        ("optimisation.steps=1000000001", "steps: 1000000001 will not do; it should be less than or equal to 1000000"),
+        ("autoencoders.conv_vae.patch=100000000000000000000", "patch: 100000000000000000000 will not do"),
     ],
 )
 def test_settings(refused, setting, words):
     assert words in refused("train_vae", "--set", setting, "--out", "out")
+
+
+@pytest.mark.parametrize(
+    ("stage", "setting", "words"),
+    [
+        ("prepare_data", "size=[32]", "prepare_data.size: [32] will not do; one side or [height, width] is wanted"),
+        ("prepare_data", "size=a", "prepare_data.size: 'a' will not do; one side or [height, width] is wanted"),
+        ("prepare_data", "size=513", "prepare_data.size.0: 513 will not do; it should be less than or equal to 512"),
+        ("prepare_data", "size=[32, 0]", "prepare_data.size.1: 0 will not do; it should be greater than or equal to 1"),
+        ("train_diffusion", "networks.unet.multipliers=[1, -1]", "unet.multipliers.1: -1 will not do; it should be gr"),
+        ("train_diffusion", "networks.conv_unet.channels=[0]", "networks.conv_unet.channels.0: 0 will not do"),
+        ("sample", "n=100000000000000000000", "sample.n: 100000000000000000000 will not do"),
+        ("decode", "frame_ms=655351", "decode.frame_ms: 655351 will not do; it should be less than or equal to 655350"),
+    ],
+)
+def test_settings_of_other_stages(refused, stage, setting, words):
+    assert words in refused(stage, "--set", setting, "--out", "out")
+
+
+def test_a_setting_changes_one_place_also_where_an_anchor_is_shared(folder):
+    (folder / "params.yaml").write_text("a: {x: &one {k: 1}, y: *one}")
+    assert with_settings(read_yaml(folder / "params.yaml")["a"], ["x.k=2"]) == {"x": {"k": 2}, "y": {"k": 1}}
 
 
 def test_prediction_that_the_schedule_excludes(refused):
@@ -145,7 +170,9 @@ def test_a_truncated_artifact_names_the_command(refused, folder):
         ("a: [", "not valid YAML"),
         ("", "must hold a mapping"),
         ("- 1", "must hold a mapping"),
-        ("train_vae: 3", "the section 'train_vae' is missing"),
+        ("a: {}", "the section 'train_vae' is missing"),
+        ("train_vae: 3", "the section 'train_vae' is no mapping; to set nothing, write train_vae: {}"),
+        ("train_vae:", "the section 'train_vae' is no mapping; to set nothing, write train_vae: {}"),
         ("train_vae: !!python/name:os.system", "not valid YAML"),
         ("train_vae: {seed: 1}", "train_vae.autoencoder: the parameter is missing"),
     ],
