@@ -24,15 +24,16 @@ def settled(precision: Precision, device_type: str) -> Precision:
 @contextmanager
 def ieee_fp32() -> Iterator[None]:
     """Within it fp32 on a GPU is that of IEEE 754, without TF32; a stage computes so from its start to its end."""
-    backends: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
-    before = [backend.allow_tf32 for backend in backends]
-    for backend in backends:
-        backend.allow_tf32 = False
+    backends: Any = torch.backends
+    operations = [backends.cudnn.conv, backends.cuda.matmul]
+    before = [operation.fp32_precision for operation in operations]
+    for operation in operations:
+        operation.fp32_precision = "ieee"
     try:
         yield
     finally:
-        for backend, allowed in zip(backends, before, strict=True):
-            backend.allow_tf32 = allowed
+        for operation, own in zip(operations, before, strict=True):
+            operation.fp32_precision = own
 
 
 def autocast(precision: Precision, device_type: str) -> Any:

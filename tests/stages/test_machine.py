@@ -134,6 +134,22 @@ def test_a_gpu_for_which_torch_was_not_built_is_not_taken(monkeypatch, capsys):
     assert "GPU (cuda:0 has compute capability 6.1, and torch is built for 7.5 on); the CPU" in capsys.readouterr().err
 
 
+def test_fp32_is_that_of_ieee_754_within_the_model_and_then_as_before():
+    """Whichever of PyTorch's two interfaces asked for TF32: once both were used, it refuses to answer by the older."""
+    script = "import torch; from ldm.precision import ieee_fp32; backends = torch.backends\n{asked}\n"
+    script += "def now(): return [backends.cuda.matmul.fp32_precision, backends.cudnn.conv.fp32_precision]\n"
+    script += "before = now()\nwith ieee_fp32(): assert now() == ['ieee', 'ieee']\n"
+    script += "assert now() == before; print(*before)"
+    for asked, own in (
+        ("backends.cuda.matmul.allow_tf32 = backends.cudnn.allow_tf32 = True", "tf32 tf32"),
+        ("backends.fp32_precision = 'tf32'", "tf32 tf32"),
+        ("torch.set_float32_matmul_precision('high')", "tf32"),
+    ):
+        done = run_in(ROOT, sys.executable, "-c", script.format(asked=asked))
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(own)
+
+
 def test_fp32_is_that_of_ieee_754_once_a_stage_runs(project):
     """What a stage sets is process-wide, so it is looked at in a process of its own."""
     script = "import sys, torch; from stages import encode_latents; sys.argv[1:] = ['--out', 'tmp/ieee']\n"
