@@ -19,8 +19,8 @@ import click
 from ruamel.yaml import YAML
 
 from ldm import InputError, data, networks
-from stages import prepare_data
-from stages.runner import DAG, PARAMS, ROOT, path_of, read_yaml, run_command, with_settings
+from stages import prepare_data, train_diffusion
+from stages.runner import DAG, PARAMS, ROOT, path_of, read_section, read_yaml, run_command, with_settings
 from tools.check import check_parameters
 
 Shape = tuple[int, int, int]  # (C, H, W)
@@ -119,7 +119,8 @@ def fitting_settings(values: dict[str, Any], settings: Sequence[str], own_sizes:
         shape, count = of_folder(config)
         n = min(max(round(config.shares[2] * count), SHOWN), 10_000)
         found = {f"{stage}.n": n for stage in ("sample", "evaluate", "memorisation") if stage in values}
-    patch = values["train_diffusion"]["networks"].get("unet", {}).get("patch", 1)
+    training = train_diffusion.Config.parse(values["train_diffusion"], "train_diffusion")
+    patch = training.networks.get("unet", {}).get("patch", 1)
     if "train_vae" not in values and any(side % patch for side in shape[1:]):
         found[f"{NETWORK}.patch"] = math.gcd(patch, *shape[1:])
     if shape != MNIST and not own_sizes:
@@ -133,7 +134,7 @@ def fitting_settings(values: dict[str, Any], settings: Sequence[str], own_sizes:
         found[OPTIMISATION + "batch_size"] = batch_size = 256 if height * width <= 100 else 64
         if config.dataset == "folder":
             steps = max(round(config.shares[0] * count * EPOCHS / batch_size / 100) * 100, FEWEST_STEPS)
-            found[OPTIMISATION + "steps"] = min(steps, values["train_diffusion"]["optimisation"]["steps"])
+            found[OPTIMISATION + "steps"] = min(steps, training.optimisation.steps)
     return [f"{key}={value}" for key, value in found.items()]
 
 
@@ -147,7 +148,7 @@ def see_the_folder(dag: dict[str, Any], before: str, section: dict[str, Any]) ->
     deps[:] = [dep for dep in deps if not Path(dep).is_absolute() and Path(dep) != old]
     if section["dataset"] != "folder":
         return
-    root = Path(os.path.expanduser(section["root"]))
+    root = Path(os.path.expanduser(section.get("root", prepare_data.ROOT)))
     deps.append(str(root))
     for folder, names in data.image_folder.walk(root):
         deps += [str(folder.resolve())] if folder.is_symlink() and folder != root else []
@@ -174,9 +175,13 @@ def command(folder: Path, source: Path, dropped: tuple[str, ...], settings: tupl
     for name in NEEDED:
         if name not in read_yaml(source / DAG).get("stages", {}):
             raise InputError(f"--from {source}: it has no stage {name}; take recipes/fashion_ddpm, or leave it out")
+        read_section(source / PARAMS, name)
     form = YAML()
     form.width = 120
     dag, values = form.load(source / DAG), form.load(source / PARAMS)
+    for entry in dag["stages"].values():
+        for key in ("deps", "params", "outs"):
+            entry.setdefault(key, [])
     for name in dropped:
         without(dag, name)
         values.pop(name, None)

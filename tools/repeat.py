@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from ldm import InputError, write_atomic
 from ldm.lazy import torch
-from stages.runner import DAG, PARAMS, ROOT, check_writable, cpu_kind, digest_of, files_of, run_command
+from stages.runner import DAG, PARAMS, ROOT, check_writable, device_kind, digest_of, files_of, pick_device, run_command
 
 TRAINING, SAMPLING = ["train_diffusion"], ["sample", "decode", "evaluate"]
 OWN = ("train_diffusion.seed", "sample.seed", "evaluate.row")  # parameters
@@ -92,7 +92,9 @@ def key_of(stages: list[str]) -> str:
     code = {path for folder in ("ldm", "stages") for path in (ROOT / folder).rglob("*.py")}
     used = [path for path in sorted(read | code | {PARAMS, DAG}) if path.is_file()]
     digests = [(str(path), digest_of(path)) for path in used]
-    return hashlib.sha256(json.dumps([digests, torch.__version__, cpu_kind()]).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps([digests, torch.__version__, device_kind(pick_device("auto"))]).encode()
+    ).hexdigest()
 
 
 def summary(rows: list[list[dict[str, Any]]]) -> dict[str, Any]:

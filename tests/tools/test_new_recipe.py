@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -29,6 +30,8 @@ def copy(tmp_path_factory) -> Path:
     folder = copy_project(tmp_path_factory.mktemp("new_recipe") / "project")
     for file in folder.glob("recipes/*/dvc.lock"):
         file.unlink()
+    for name in ("blog_ldm", "emoji"):  # of many stages, which each command of DVC reads
+        shutil.rmtree(folder / "recipes" / name)
     return folder
 
 
@@ -230,6 +233,9 @@ def test_a_recipe_from_another_is_the_same_in_its_own_folder(copy):
             "--set prepare_data.dataset=folder: which one? Add --set prepare_data.root=FOLDER",
         ),
         (["recipes/x", "--set", "sample.steps=0"], "sample.steps: 0 will not do"),
+        (["recipes/x", "--set", "train_diffusion=3"], "train_diffusion: 3 will not do"),
+        (["recipes/x", "--set", "train_diffusion.networks=null"], "train_diffusion.networks: None will not do"),
+        (["recipes/x", "--set", "train_diffusion.networks.unet.patch=abc"], "networks.unet.patch: 'abc' will not do"),
         (["recipes/x", "--set", "sampel.steps=3"], "the section 'sampel' is unknown"),
         (["recipes/my pics"], "recipes/my pics: a recipe's name has letters, digits, _, - and . alone"),
         (["recipes/x", "--from", "/usr"], "--from /usr: it is not in"),
