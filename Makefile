@@ -29,7 +29,7 @@ setup: $(READY)
 
 repro: $(READY)
 	@python -m tools.check --recipe .
-	@if git rev-parse --git-dir >/dev/null 2>&1; then dvc config --local --unset core.no_scm 2>/dev/null || true; \
+	@if [ -e .git ] || git rev-parse --git-dir >/dev/null 2>&1; then dvc config --local --unset core.no_scm 2>/dev/null || true; \
 	else echo "make: no git repository here (an archive?): DVC runs without, but without experiments"; dvc config --local core.no_scm true; fi
 	dvc repro
 	dvc metrics show artifacts/metrics/*.json
@@ -50,7 +50,7 @@ bench: $(READY)
 	python -m bench $(if $(DEVICE),--device $(DEVICE))
 
 GIT:
-	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "make: the tests need a git repository, which an archive is not: git init && git add . makes one" >&2; exit 1; }
+	@[ -e .git ] || git rev-parse --git-dir >/dev/null 2>&1 || { echo "make: the tests need a git repository, which an archive is not: git init && git add . makes one" >&2; exit 1; }
 
 clean:
 	rm -rf $(VENV)

@@ -1,7 +1,7 @@
 from .checkpoints import FOLDER as FOLDER
 from .checkpoints import ROOT as ROOT
 from .checkpoints import Checkpoints as Checkpoints
-from .checkpoints import cpu_kind as cpu_kind
+from .checkpoints import device_kind as device_kind
 from .checkpoints import digest_of as digest_of
 from .command import check_writable as check_writable
 from .command import pick_device as pick_device

@@ -39,10 +39,15 @@ def facts_of(run: Run[Any]) -> dict[str, Any]:
         "code": {str(path.relative_to(ROOT)): digest_of(path) for path in files},
         "torch": torch.__version__,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "device": run.device_type,
+        "device": device_kind(run.device),
+        "threads": torch.get_num_threads() if run.device == "cpu" else 0,
         "processes": training.distributed.world_size(),
-        "cpu": f"{cpu_kind()}, {torch.get_num_threads()} threads" if run.device_type == "cpu" else "",
     }
+
+
+def device_kind(device: str) -> str:
+    """The name of the GPU, or the kind of the CPU."""
+    return cpu_kind() if device == "cpu" else torch.cuda.get_device_name(device)
 
 
 def cpu_kind() -> str:

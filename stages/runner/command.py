@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -123,6 +124,7 @@ def run_command(command: click.Command, name: str) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that has no ≥ shows a question mark
+    signal.signal(signal.SIGTERM, _stop)  # so that nothing temporary is left
     try:
         command.main(standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt):
@@ -164,7 +166,7 @@ def pick_device(text: str) -> str:
                 count = card
                 break
     if text == "auto":
-        if not count and shutil.which("nvidia-smi"):
+        if not count and shutil.which("nvidia-smi") and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
             warn("device", f"torch {torch.__version__} cannot use this machine's NVIDIA GPU{why}; the CPU is used")
         return "cuda" if count else "cpu"
     found = re.fullmatch(r"cuda(?::(0|[1-9]\d{0,3}))?", text)
@@ -242,6 +244,10 @@ def check_writable(folder: Path) -> None:
             os.fsync(probe.fileno())
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror}; free space, or change --out") from None
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Interrupted("interrupted; run the same command again", 128 + number)
 
 
 def _fail(name: str, message: str, code: int = 2) -> None:

@@ -74,11 +74,8 @@ def fit(
             passed = time.monotonic() - started
             if passed > TELL_AFTER and not told and not RANK and not run.until:
                 told = True
-                left = passed * (settings.steps - trainer.step) / (trainer.step - first)
-                said = (
-                    f"{left:.0f} s" if left < 100 else f"{left / 60:.0f} min" if left < 6000 else f"{left / 3600:.1f} h"
-                )
-                progress.write(f"{run.name}: about {said} to go, for {settings.steps} steps in all")
+                left = progress.format_interval(passed * (settings.steps - trainer.step) / (trainer.step - first))
+                progress.write(f"{run.name}: about {left} to go, for {settings.steps} steps in all")
             if record is not None:
                 if record.step == keep_at:
                     kept.update({name: tensor.clone() for name, tensor in record.averaged.state_dict().items()})
@@ -129,5 +126,5 @@ def _with_last_good(run: Run[Any], error: training.loop.Diverged) -> training.lo
     path = FOLDER / run.name / "last_good.safetensors"
     if RANK:
         raise SystemExit(2)  # all processes diverge as one
-    artifacts.write_weights(path, error.averaged)
+    artifacts.save(path, "weights", error.averaged.state_dict(), {})
     return training.loop.Diverged(f"{error}; the last good weights are in {path}", error.averaged)

@@ -13,7 +13,7 @@ from typing import Any
 
 from ldm import artifacts
 from ldm.lazy import torch
-from stages.runner.checkpoints import cpu_kind, digest_of
+from stages.runner.checkpoints import device_kind, digest_of
 from stages.runner.processes import COUNT
 from stages.runner.run import Run, warn
 
@@ -29,7 +29,7 @@ def write_log(run: Run[Any], started: float, precision: str) -> None:
     about |= {"seconds": round(time.monotonic() - started, 1)}
     about |= {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}  # Linux counts in KiB
     about |= {"gpu_peak_mib": torch.cuda.max_memory_allocated(run.device) // 2**20} if cuda else {}
-    about |= {"device": torch.cuda.get_device_name(run.device) if cuda else cpu_kind(), "precision": precision}
+    about |= {"device": device_kind(run.device), "precision": precision}
     about |= {"threads": torch.get_num_threads(), "processes": COUNT}
     about |= {"python": platform.python_version(), "torch": torch.__version__} | run.notes
     about["outputs"] = {path.name: digest_of(path) for path in run.outputs.values() if path.exists()}

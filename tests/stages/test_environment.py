@@ -104,7 +104,7 @@ def test_nested_brackets_end_in_one_line(run, tmp_path):
 def test_the_time_left_is_said_once(project_training):
     lines = [line for line in project_training.splitlines() if " to go, for " in line]
     assert len(lines) == 1
-    assert re.fullmatch(r"train_vae: about \d+ s to go, for 6 steps in all", lines[0])
+    assert re.fullmatch(r"train_vae: about \d\d:\d\d to go, for 6 steps in all", lines[0])
 
 
 @pytest.fixture
