@@ -22,7 +22,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from ldm import InputError, write_atomic
+from ldm import InputError, Interrupted, write_atomic
 from ldm.lazy import torch
 from stages.runner import DAG, PARAMS, ROOT, check_writable, device_kind, digest_of, files_of, pick_device, run_command
 
@@ -62,7 +62,8 @@ class Repetition(NamedTuple):
             stage = subprocess.Popen([sys.executable, "-m", f"stages.{name}", *words])
             try:
                 code = stage.wait()
-            except KeyboardInterrupt:  # the stage has it too, and keeps its state first
+            except (KeyboardInterrupt, Interrupted):  # the stage keeps its state first
+                stage.terminate()
                 code = stage.wait()
             if code:
                 raise InputError(f"seed {seed}: {name} failed (exit code {code}); its message is above")
