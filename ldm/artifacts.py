@@ -25,7 +25,7 @@ N = TypeVar("N", bound=Module)
 SCHEMA = 1
 PIECE = 2**20  # bytes of a file that are hashed at a time
 _NO_DIGEST = "0" * 64
-# kind → the stage that makes it; the kind "state", of a training that is not at its end, has none
+# kind → the stage that makes it; "state" and "weights", of a training that is not at its end, have none
 STAGES = {"images": "prepare_data", "features": "extract_features", "vae": "train_vae", "latents": "encode_latents"}
 STAGES |= {kind: f"train_{kind}" for kind in ("classifier", "second_classifier")}
 STAGES |= {"denoiser": "train_diffusion", "guide": "train_diffusion", "samples": "sample", "generated": "decode"}

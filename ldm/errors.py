@@ -9,7 +9,7 @@ class InputError(ValueError):
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop, and its state was saved; `code` is the exit code of the process."""
+    """A signal asked the run to stop, which has kept its state where it keeps any; `code` is the exit code."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)

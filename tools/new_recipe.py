@@ -11,7 +11,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,8 @@ def fitting_settings(values: dict[str, Any], settings: Sequence[str], own_sizes:
     for fewer steps. own_sizes: whether the values are another recipe's, whose sizes stay, but for a U-Net's patches of
     pixels, which must fit. Raises: as `of_folder`, and for a folder that is not named.
     """
-    before, values = values["prepare_data"]["dataset"], with_settings(copy.deepcopy(values), settings)
+    original, before = values, values["prepare_data"].get("dataset")
+    values = with_settings(copy.deepcopy(original), settings)
     config = prepare_data.Config.parse(values["prepare_data"], "prepare_data")
     named = before == "folder" or any(text.startswith("prepare_data.root=") for text in settings)
     if config.dataset == "folder" and not named:
@@ -119,10 +120,6 @@ def fitting_settings(values: dict[str, Any], settings: Sequence[str], own_sizes:
         shape, count = of_folder(config)
         n = min(max(round(config.shares[2] * count), SHOWN), 10_000)
         found = {f"{stage}.n": n for stage in ("sample", "evaluate", "memorisation") if stage in values}
-    training = train_diffusion.Config.parse(values["train_diffusion"], "train_diffusion")
-    patch = training.networks.get("unet", {}).get("patch", 1)
-    if "train_vae" not in values and any(side % patch for side in shape[1:]):
-        found[f"{NETWORK}.patch"] = math.gcd(patch, *shape[1:])
     if shape != MNIST and not own_sizes:
         channels, height, width = shape
         if "train_vae" in values:
@@ -132,10 +129,20 @@ def fitting_settings(values: dict[str, Any], settings: Sequence[str], own_sizes:
             found |= COLOUR if shape[0] == 3 else {}
         found[f"{NETWORK}.width"] = 64 if channels * height * width <= 512 else 96
         found[OPTIMISATION + "batch_size"] = batch_size = 256 if height * width <= 100 else 64
-        if config.dataset == "folder":
-            steps = max(round(config.shares[0] * count * EPOCHS / batch_size / 100) * 100, FEWEST_STEPS)
-            found[OPTIMISATION + "steps"] = min(steps, training.optimisation.steps)
-    return [f"{key}={value}" for key, value in found.items()]
+    values = with_settings(copy.deepcopy(original), [*as_settings(found), *settings])
+    training = train_diffusion.Config.parse(values["train_diffusion"], "train_diffusion")
+    patch = training.networks.get("unet", {}).get("patch", 1)
+    if "train_vae" not in values and any(side % patch for side in shape[1:]):
+        found[f"{NETWORK}.patch"] = math.gcd(patch, *shape[1:])
+    if shape != MNIST and not own_sizes and config.dataset == "folder":
+        steps = max(round(config.shares[0] * count * EPOCHS / batch_size / 100) * 100, FEWEST_STEPS)
+        found[OPTIMISATION + "steps"] = min(steps, training.optimisation.steps)
+    return as_settings(found)
+
+
+def as_settings(values: Mapping[str, object]) -> list[str]:
+    """KEY=VALUE of each."""
+    return [f"{key}={value}" for key, value in values.items()]
 
 
 def see_the_folder(dag: dict[str, Any], before: str, section: dict[str, Any]) -> None:
@@ -153,8 +160,9 @@ def see_the_folder(dag: dict[str, Any], before: str, section: dict[str, Any]) ->
     for folder, names in data.image_folder.walk(root):
         deps += [str(folder.resolve())] if folder.is_symlink() and folder != root else []
         for path in (folder / name for name in names):
-            if not path.exists():
-                raise InputError(f"{path} is a link to nothing, at which DVC fails; mend or remove it")
+            if not path.is_file():
+                kind = "no file" if path.exists() else "a link to nothing"
+                raise InputError(f"{path} is {kind}, at which DVC fails; mend or remove it")
 
 
 @click.command(help=__doc__)

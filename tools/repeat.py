@@ -15,6 +15,7 @@ import math
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,9 +63,13 @@ class Repetition(NamedTuple):
             stage = subprocess.Popen([sys.executable, "-m", f"stages.{name}", *words])
             try:
                 code = stage.wait()
-            except (KeyboardInterrupt, Interrupted):  # the stage keeps its state first
+            except KeyboardInterrupt:  # the stage has it too, and keeps its state first
+                stage.wait()
+                raise
+            except Interrupted:
                 stage.terminate()
-                code = stage.wait()
+                stage.wait()
+                raise
             if code:
                 raise InputError(f"seed {seed}: {name} failed (exit code {code}); its message is above")
             made = made | {path.stem: path for path in out.glob("*.safetensors")}
@@ -85,6 +90,11 @@ class Repetition(NamedTuple):
         return self.sampled(samplings, folder, made, (folder / "key.txt").read_text("utf-8") + f" {seed}")
 
 
+@cache
+def machine() -> str:
+    return device_kind(pick_device("auto"))
+
+
 def key_of(stages: list[str]) -> str:
     """A hash over all that the seeds have in common: parameters, code, machine, and the tracked artifacts read."""
     files = [files_of(name, Path(), (), None) for name in stages]
@@ -93,9 +103,7 @@ def key_of(stages: list[str]) -> str:
     code = {path for folder in ("ldm", "stages") for path in (ROOT / folder).rglob("*.py")}
     used = [path for path in sorted(read | code | {PARAMS, DAG}) if path.is_file()]
     digests = [(str(path), digest_of(path)) for path in used]
-    return hashlib.sha256(
-        json.dumps([digests, torch.__version__, device_kind(pick_device("auto"))]).encode()
-    ).hexdigest()
+    return hashlib.sha256(json.dumps([digests, torch.__version__, machine()]).encode()).hexdigest()
 
 
 def summary(rows: list[list[dict[str, Any]]]) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def find(root: Path) -> Found:
     beside = [path for path in files if len(path.parts) == 1 and path not in hidden]
     taken = {Path(path).relative_to(root) for path, _ in listed.samples}
     others = sorted(set(files) - taken - {*hidden, *beside})
-    kinds = {"hidden": hidden, "beside the class folders": beside, "no pictures by their names": others}
+    kinds = {"hidden": hidden, "beside the class folders": beside, "no pictures by their names, or no files": others}
     left_out = [f"{len(paths)} {kind} ({listing(paths)})" for kind, paths in kinds.items() if paths]
     paths = [Path(path) for path, _ in listed.samples]
     return Found(paths, [label for _, label in listed.samples], listed.classes, left_out)

@@ -24,6 +24,7 @@ import numpy as np
 from pydantic import Field
 
 from ldm import Options, Section, Seed, choice
+from ldm.config import MOST
 from ldm.data.toys import Points, Toy, energy_distance, sliced_wasserstein, toys
 from ldm.diffusion import Denoiser
 from ldm.lazy import Tensor, torch
@@ -45,7 +46,7 @@ class Distribution(Section):
     """
 
     seed: Seed
-    n: Annotated[int, Field(ge=100)]
+    n: Annotated[int, Field(ge=100, le=MOST)]
     toy: str = choice(toys)
     toys: Options
 

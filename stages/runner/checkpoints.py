@@ -64,7 +64,7 @@ def cpu_kind() -> str:
 def first_difference(here: Any, there: Any, path: str = "") -> str:
     """The first place in which two nested mappings differ, in words; empty where they are equal."""
     if not isinstance(here, dict) or not isinstance(there, dict):
-        return "" if here == there else f"{path} is {str(there)[:12]} there and {str(here)[:12]} here"
+        return "" if here == there else f"{path} is {str(there)[:40]} there and {str(here)[:40]} here"
     differences = (first_difference(here.get(key), there.get(key), f"{path}.{key}".lstrip(".")) for key in here | there)
     return next(filter(None, differences), "")
 
@@ -85,7 +85,7 @@ class Checkpoints:
 
     def __init__(self, run: Run[Any]) -> None:
         self.run, self.rank = run, training.distributed.rank()
-        self.facts = facts_of(run)
+        self.facts = training.distributed.broadcast(facts_of(run))  # their GPUs may differ
         key = hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = FOLDER / run.name / key
         self.prefix = f"process{self.rank}-" if self.rank else ""
@@ -170,6 +170,8 @@ class Checkpoints:
         """Mark the run as finished, once its last state is written: from now on a signal ends it at once."""
 
         def stop(number: int, frame: FrameType | None) -> None:
+            for either in SIGNALS:
+                signal.signal(either, signal.SIG_IGN)
             raise self.interrupted(number)
 
         for number in SIGNALS:

@@ -247,6 +247,7 @@ def check_writable(folder: Path) -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a second one must not end the cleaning up
     raise Interrupted("interrupted; run the same command again", 128 + number)
 
 

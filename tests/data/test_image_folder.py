@@ -54,7 +54,7 @@ def test_nested_pictures_count_and_what_is_left_out_is_said(root):
     hidden, beside, others = found.left_out
     assert hidden.startswith("3 hidden (")  # the two folders at the top count as one thing each
     assert beside == "1 beside the class folders (stray.png)"
-    assert others == "3 no pictures by their names (ash/notes.txt, oak/Thumbs.db, oak/pipe.png)"
+    assert others == "3 no pictures by their names, or no files (ash/notes.txt, oak/Thumbs.db, oak/pipe.png)"
 
 
 def test_links_are_followed_but_not_in_circles(root, tmp_path):
@@ -184,7 +184,7 @@ def test_no_other_program_is_started(tmp_path, monkeypatch):
     save(tmp_path / "x/a.png")
     save(tmp_path / "y/a.png")
     (tmp_path / "x/clip.mpg").write_bytes(b"\0\0\1\xba")
-    assert find(tmp_path).left_out[-1] == "1 no pictures by their names (x/clip.mpg)"
+    assert find(tmp_path).left_out[-1] == "1 no pictures by their names, or no files (x/clip.mpg)"
 
 
 def test_a_name_that_is_no_utf8(tmp_path):

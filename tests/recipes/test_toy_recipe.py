@@ -25,7 +25,7 @@ RNG = np.random.default_rng(0)
 
 TOO_WIDE = ["four_gaussians_ddpm_per_level", "four_gaussians_karras", "four_gaussians_karras_per_level"]
 # how many times as far from perfect as the worst of DRAWS sets of true points a trained toy may be
-DRAWS, FACTOR = 20, 4
+DRAWS, FACTOR = 20, 3
 PERFECT = {"smallest_share": 1, "largest_share": 1}  # of the other measures 0
 # where true points say nothing: the width of modes, and the distance to a curve of height 1 on which they lie
 STATED = {"mode_std_ratio": (0.85, 1.15), "curve_distance_median": (0, 0.03), "curve_distance_p95": (0, 0.1)}
@@ -54,7 +54,7 @@ def missed(toy: str, row: dict[str, float]) -> list[str]:
 @pytest.mark.parametrize("name", sorted(toys.functions))
 def test_the_truth_itself_keeps_the_bounds(name):
     toy = toys.build(name)
-    x, truth = (toy.draw(4000, np.random.default_rng(seed)) for seed in (0, 1))
+    x, truth = (toy.draw(4000, np.random.default_rng(seed)) for seed in (1, 2))
     assert missed(name, score(toy, x, truth, toy.draw(4000, RNG), RNG)) == []
 
 

@@ -99,14 +99,14 @@ def test_settings(refused, setting, words):
 @pytest.mark.parametrize(
     ("stage", "setting", "words"),
     [
-        ("prepare_data", "size=[32]", "prepare_data.size: [32] will not do; one side or [height, width] is wanted"),
-        ("prepare_data", "size=a", "prepare_data.size: 'a' will not do; one side or [height, width] is wanted"),
+        ("prepare_data", "size=[32]", "prepare_data.size: [32] will not do; [height, width] or one side is wanted"),
+        ("prepare_data", "size=a", "prepare_data.size: 'a' will not do; [height, width] or one side is wanted"),
         ("prepare_data", "size=513", "prepare_data.size.0: 513 will not do; it should be less than or equal to 512"),
         ("prepare_data", "size=[32, 0]", "prepare_data.size.1: 0 will not do; it should be greater than or equal to 1"),
         ("train_diffusion", "networks.unet.multipliers=[1, -1]", "unet.multipliers.1: -1 will not do; it should be gr"),
         ("train_diffusion", "networks.conv_unet.channels=[0]", "networks.conv_unet.channels.0: 0 will not do"),
         ("sample", "n=100000000000000000000", "sample.n: 100000000000000000000 will not do"),
-        ("decode", "frame_ms=655351", "decode.frame_ms: 655351 will not do; it should be less than or equal to 655350"),
+        ("decode", "frame_ms=10001", "decode.frame_ms: 10001 will not do; it should be less than or equal to 10000"),
     ],
 )
 def test_settings_of_other_stages(refused, stage, setting, words):

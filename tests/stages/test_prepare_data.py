@@ -97,7 +97,7 @@ def test_a_folder_of_pictures(prepare, leaves, capsys):
     images = prepare("dataset=folder", f"root={leaves}")
     said, warnings = capsys.readouterr()
     assert "6 test images have no covariance of 128 features" in warnings
-    assert "1 beside the class folders (LICENSE); 1 no pictures by their names (ash 2/readme.txt)" in said
+    assert "1 beside the class folders (LICENSE); 1 no pictures by their names, or no files (ash 2/readme.txt)" in said
     assert "1 pictures are equal to another one; equal ones are kept within one split" in said
     assert "22 train, 3 validation, 6 test images, 12 × 8 in grey" in said
     assert "2 classes: ash 2, ash 10" in said

@@ -178,6 +178,9 @@ def test_a_recipe_takes_parameters_that_the_pipeline_leaves_out(copy):
     found = read_yaml(copy / "recipes/compiled/params.yaml")
     assert found["train_diffusion"]["optimisation"]["compile"] is True
     assert found["train_vae"]["optimisation"]["muon_lr"] == 0.01
+    grouped = ["prepare_data.dataset=cifar10", "prepare_data.source=auto", "train_diffusion.networks.unet.norm=group"]
+    done = new_recipe(copy, "recipes/grouped", *settings_of(*grouped))  # the fitting width has 32 groups
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_recipe_without_an_autoencoder_is_that_of_pixels(copy):
@@ -233,6 +236,7 @@ def test_a_recipe_from_another_is_the_same_in_its_own_folder(copy):
             "--set prepare_data.dataset=folder: which one? Add --set prepare_data.root=FOLDER",
         ),
         (["recipes/x", "--set", "sample.steps=0"], "sample.steps: 0 will not do"),
+        (["recipes/x", *settings_of("train_diffusion.networks.unet.norm=group")], "16 channels, not a multiple of 32"),
         (["recipes/x", "--set", "train_diffusion=3"], "train_diffusion: 3 will not do"),
         (["recipes/x", "--set", "train_diffusion.networks=null"], "train_diffusion.networks: None will not do"),
         (["recipes/x", "--set", "train_diffusion.networks.unet.patch=abc"], "networks.unet.patch: 'abc' will not do"),
