@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from ldm import InputError, Interrupted, Section
 from ldm.lazy import torch
@@ -95,8 +96,9 @@ def stage(
         this = replace(this, recipe=recipe, params=params, out=out, until=until)
         for folder in sorted({path.parent for path in outputs.values()}):
             check_writable(folder)
-        if processes.UNDER_TORCHRUN and not parallel:
-            raise InputError("this stage runs in one process; start it without torchrun")
+        asked = click.get_current_context().get_parameter_source("processes") is ParameterSource.COMMANDLINE
+        if not parallel and (processes.UNDER_TORCHRUN or (asked and given["processes"] > 1)):
+            raise InputError("this stage runs in one process; start it without torchrun, and without --processes")
         if processes.UNDER_TORCHRUN:
             this = replace(this, device=processes.join(this.device))
         elif parallel and given["processes"] > 1:

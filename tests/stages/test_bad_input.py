@@ -156,6 +156,13 @@ def test_a_missing_artifact_names_the_command(refused, name):
     assert f"is missing in {Path.cwd()}; rebuild it with 'dvc repro" in error
 
 
+def test_several_processes_of_a_stage_for_one(refused, monkeypatch):
+    """LDM_PROCESSES is for `dvc repro`, and concerns the stages that can."""
+    assert "this stage runs in one process; start it without" in refused("encode_latents", "--processes", "2")
+    monkeypatch.setenv("LDM_PROCESSES", "2")
+    assert "images.safetensors is missing" in refused("encode_latents", extra=True)
+
+
 def test_a_truncated_artifact_names_the_command(refused, folder):
     path = folder / "artifacts/prepare_data/images.safetensors"
     path.parent.mkdir(parents=True)
