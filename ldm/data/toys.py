@@ -18,10 +18,6 @@ class Toy(ABC):
     def draw(self, n: int, rng: np.random.Generator) -> Points:
         """n points, (n, d)."""
 
-    def log_density(self, x: Points) -> Points | None:
-        """log p in nats, (n,), where it has a closed form; else None."""
-        return None
-
     def score_samples(self, x: Points) -> dict[str, float]:
         """Scores of samples (n, d) that only make sense for this toy; by name."""
         return {}
@@ -40,12 +36,6 @@ class GaussianMixture(Toy):
     def draw(self, n: int, rng: np.random.Generator) -> Points:
         centres = self.means[rng.integers(len(self.means), size=n)]
         return centres + self.std * rng.standard_normal(centres.shape)
-
-    def log_density(self, x: Points) -> Points:
-        d = x.shape[1]
-        exponents = -scipy.spatial.distance.cdist(x, self.means, "sqeuclidean") / (2 * self.std**2)  # (n, K)
-        norm = np.log(len(self.means)) + d / 2 * np.log(2 * np.pi * self.std**2)
-        return np.logaddexp.reduce(exponents, 1) - norm
 
     def score_samples(self, x: Points) -> dict[str, float]:
         """The samples' mean offset from their nearest modes, along its largest axis, and their deviation around them.

@@ -13,8 +13,6 @@ smallest_share             share of the samples at the poorest mode, times the n
 largest_share              share of the samples at the richest mode, times the number of modes
 curve_distance_median      distance of the samples to the curve: the median
 curve_distance_p95         distance of the samples to the curve: the 95th percentile
-nats                       mean −log density of true points by the model; at best the entropy
-entropy                    mean −log density of true points by the truth
 """
 
 from dataclasses import replace
@@ -29,12 +27,11 @@ from ldm.data.toys import Points, Toy, energy_distance, sliced_wasserstein, toys
 from ldm.diffusion import Denoiser
 from ldm.lazy import Tensor, torch
 from ldm.networks import Posterior, Standardiser
-from ldm.sampling import log_likelihood
 from recipes.toys import figures
 from stages import sample, train_diffusion
 from stages.runner import Run, stage
 
-TRUTH = 2000  # most true points that the energy distance and the density are computed from
+TRUTH = 2000  # most true points that the energy distance is computed from
 
 
 class Distribution(Section):
@@ -77,8 +74,7 @@ def compute(run: Run[Config]) -> None:
     denoiser, standardiser = Denoiser.from_artifact(sampled.load("denoiser")), Standardiser.from_artifact(latents)
     sigmas = sampled.config.build("spacing")(denoiser.schedule, sampled.config.steps)
     x = standardiser.unstandardise(samples["samples"].double()).flatten(1).numpy()
-    scores = score(toy, x, drawn["test"], drawn["validation"], rng)
-    run.write_json("metrics.json", scores | nats(toy, denoiser, standardiser, sigmas, drawn["test"][:TRUTH]))
+    run.write_json("metrics.json", score(toy, x, drawn["test"], drawn["validation"], rng))
     draw_figures(sampled, denoiser, standardiser, sigmas)
 
 
@@ -103,20 +99,6 @@ def score(toy: Toy, x: Points, truth: Points, more_truth: Points, rng: np.random
         row[f"{prefix}sliced_wasserstein"] = sliced_wasserstein(points / unit, truth / unit, 100, rng)
         row[f"{prefix}energy_distance"] = energy_distance(points[:n] / unit, truth[:n] / unit)
     return row | toy.score_samples(x)
-
-
-def nats(toy: Toy, denoiser: Denoiser, standardiser: Standardiser, sigmas: Tensor, truth: Points) -> dict[str, Any]:
-    """Mean −log p of true points (n, d): `nats` by the model, and `entropy` by the truth; None without a density.
-
-    The model's density is that of points with the noise of the smallest level, by the probability-flow ODE.
-    """
-    log_density = toy.log_density(truth)
-    if log_density is None:
-        return {"nats": None, "entropy": None}
-    z = standardiser.standardise(torch.from_numpy(truth)[:, :, None, None])
-    finite = sigmas[sigmas.isfinite()]
-    log_p = log_likelihood(denoiser, z, finite) - standardiser.std.log().sum()
-    return {"nats": -log_p.mean().item(), "entropy": float(-log_density.mean())}
 
 
 def draw_figures(run: Run[sample.Config], denoiser: Denoiser, standardiser: Standardiser, sigmas: Tensor) -> None:
