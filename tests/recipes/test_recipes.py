@@ -126,7 +126,7 @@ def test_the_options_tried_are_all_that_there_are():
     ("setting", "words"),
     [
         ("networks.unet.patch=3", "3 does not divide the grid of 28 × 28"),
-        ("networks.unet.multipliers=[1, 0]", "width 16 times the multiplier 0 gives 0 channels"),
+        ("networks.unet.multipliers=[1, 0]", "networks.unet.multipliers.1: 0 will not do"),
         (
             "networks.unet={width: 12, norm: group, groups: 8}",
             "width 12 times the multiplier 1 gives 12 channels, not a multiple of 8 groups",

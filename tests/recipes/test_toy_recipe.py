@@ -28,7 +28,7 @@ TOO_WIDE = ["four_gaussians_ddpm_per_level", "four_gaussians_karras", "four_gaus
 DRAWS, FACTOR = 20, 3
 PERFECT = {"smallest_share": 1, "largest_share": 1}  # of the other measures 0
 # where true points say nothing: the width of modes, and the distance to a curve of height 1 on which they lie
-STATED = {"mode_std_ratio": (0.85, 1.15), "curve_distance_median": (0, 0.03), "curve_distance_p95": (0, 0.1)}
+STATED = {"mode_std_ratio": (0.7, 1.3), "curve_distance_median": (0, 0.03), "curve_distance_p95": (0, 0.1)}
 
 
 @cache
@@ -65,6 +65,7 @@ def test_committed_samples_keep_the_bounds(name):
     row = json.loads((FOLDER / f"artifacts/{name}/metrics.json").read_text())
     wide = {"mode_std_ratio", "mode_offset"} if name in TOO_WIDE else set()
     assert {text.partition(" = ")[0] for text in missed(toy, row)} <= wide
+    assert wide or 0.85 < row.get("mode_std_ratio", 1) < 1.15  # at half the training it is 1.2
 
 
 @pytest.mark.parametrize(

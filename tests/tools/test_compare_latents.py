@@ -7,9 +7,12 @@ import pytest
 import torch
 from conftest import run_in
 
-from ldm import networks
+from ldm import artifacts, networks
+from ldm.artifacts import STAGES
+from ldm.metrics import frechet
 from tools.compare_latents import midpoints
 
+NEEDED = [(kind, STAGES[kind]) for kind in ("images", "features", "classifier", "vae")]
 TOOL = (sys.executable, "-m", "tools.compare_latents")
 
 
@@ -22,11 +25,19 @@ def test_each_latent_is_averaged_with_its_nearest_neighbour():
 
 @pytest.mark.slow
 def test_autoencoders_are_compared(project, tmp_path):
-    vae = project / "artifacts/train_vae/vae.safetensors"
+    found = {kind: artifacts.load(project / f"artifacts/{stage}/{kind}.safetensors", kind) for kind, stage in NEEDED}
+    vae = found["vae"].path
     done = run_in(project, *TOOL, f"small={vae}", "--out", str(tmp_path / "latents.json"))
     assert done.returncode == 0, done.stderr
     values = json.loads((tmp_path / "latents.json").read_text())["small"]
-    assert 0 < values["reconstructions"] < values["midpoints"]
+    network = networks.autoencoder.from_artifact(found["vae"])
+    posterior = networks.autoencoder.encode_images(network, found["images"]["validation_images"])
+    classifier = networks.classifier.Classifier.from_artifact(found["classifier"])
+    train, validation = (frechet.moments(found["features"][split].numpy()) for split in ("train", "validation"))
+    for name, z in (("reconstructions", posterior.mean), ("midpoints", midpoints(posterior))):
+        drawn = networks.classifier.in_batches(classifier.features, networks.autoencoder.decode_images(network, z))
+        ratio = frechet.frechet_distance(frechet.moments(drawn.numpy()), train)
+        assert values[name] == pytest.approx(ratio / frechet.frechet_distance(validation, train), rel=1e-3)
     assert values["kl"] > 0
     assert values["config"]["kl_weight"] == 0.02
     for argument, words in (("a=nosuch.safetensors", "nosuch.safetensors is missing"), ("x", "x: write NAME=PATH for")):
