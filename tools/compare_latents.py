@@ -6,8 +6,8 @@ python -m tools.compare_latents loose=tmp/loose/vae.safetensors --out tmp/latent
 
 A denoiser leaves its samples between the latents of real images, where decoders differ more than in reconstructions.
 So the latent of each validation image is averaged with that of its nearest neighbour, and what the decoder makes of
-these midpoints is compared with the training images (after arXiv:2603.05630). Beside it stand reconstructions, of the
-mean latents too, without the noise of a draw.
+these midpoints is compared with the training images (after arXiv:2603.05630). Images reconstructed from the mean
+latents, without the noise of a draw, stand beside them.
 """
 
 import json

@@ -148,8 +148,8 @@ def as_settings(values: Mapping[str, object]) -> list[str]:
 def see_the_folder(dag: dict[str, Any], before: str, section: dict[str, Any]) -> None:
     """Make a folder of pictures a dependency of prepare_data, so that DVC sees it change. before: the one until now.
 
-    DVC does not look into linked folders, which become dependencies of their own, and fails at a link to nothing.
-    Raises: InputError for such a link.
+    DVC does not look into linked folders, which become dependencies of their own, and fails at a link to nothing and at
+    what is no file, such as a named pipe. Raises: InputError for these two.
     """
     deps, old = dag["stages"]["prepare_data"]["deps"], Path(os.path.expanduser(before))
     deps[:] = [dep for dep in deps if not Path(dep).is_absolute() and Path(dep) != old]

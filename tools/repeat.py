@@ -92,6 +92,7 @@ class Repetition(NamedTuple):
 
 @cache
 def machine() -> str:
+    """The kind of the device that the stages will take."""
     return device_kind(pick_device("auto"))
 
 

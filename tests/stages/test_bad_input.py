@@ -4,11 +4,14 @@ import errno
 import gzip
 import os
 import shutil
+import signal
+import tempfile
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from conftest import ROOT, change
 from PIL import Image
@@ -161,6 +164,21 @@ def test_several_processes_of_a_stage_for_one(refused, monkeypatch):
     assert "this stage runs in one process; start it without" in refused("encode_latents", "--processes", "2")
     monkeypatch.setenv("LDM_PROCESSES", "2")
     assert "images.safetensors is missing" in refused("encode_latents", extra=True)
+
+
+def test_what_is_temporary_goes_when_a_signal_ends_a_command(folder, monkeypatch, capsys):
+    @click.command()
+    def command() -> None:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".download."):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = sorted(folder.iterdir())
+    monkeypatch.setattr("sys.argv", ["x"])
+    with pytest.raises(SystemExit) as caught:
+        run_command(command, "x")
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "x: interrupted; run the same command again\n"
+    assert sorted(folder.iterdir()) == before
 
 
 def test_a_truncated_artifact_names_the_command(refused, folder):

@@ -100,7 +100,10 @@ def test_the_key_depends_on_precision_inputs_device_and_cpu(tmp_path, monkeypatc
     keys.append(key_of(given))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     keys.append(key_of(given))
-    assert len(set(keys)) == 4
+    for card in ("NVIDIA H100", "NVIDIA H200"):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, card=card: card)
+        keys.append(key_of(replace(given, device="cuda")))
+    assert len(set(keys)) == 6
     assert checkpoints.facts_of(given) == checkpoints.facts_of(given)
 
 

@@ -6,9 +6,10 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import change, run_in
+from conftest import ROOT, change, run_in
 
-from tools.repeat import summary, variances
+from ldm import Interrupted
+from tools.repeat import Repetition, summary, variances
 
 COMMAND = [sys.executable, "-m", "tools.repeat"]
 
@@ -42,6 +43,32 @@ def test_the_summary_of_a_table():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("stop", "handed_on"), [(KeyboardInterrupt(), []), (Interrupted("stop", 143), ["terminate"])])
+def test_a_signal_waits_for_the_stage_and_ends_the_repetition(monkeypatch, tmp_path, stop, handed_on):
+    """Ctrl-C reaches the stage by itself; SIGTERM is handed on to it."""
+    told = []
+
+    class Stage:
+        waits = iter([stop])
+
+        def __init__(self, command):
+            told.append(command[2])
+
+        def wait(self):
+            for error in self.waits:
+                raise error
+            return 130
+
+        def terminate(self):
+            told.append("terminate")
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("subprocess.Popen", Stage)
+    with pytest.raises(type(stop)):
+        Repetition(tmp_path, ()).run_stages(["sample", "decode"], 1, tmp_path, {})
+    assert told == ["stages.sample", *handed_on]
+
+
 def test_repeating_the_sampling_over_seeds(project, tmp_path):
     """Mean and deviation; a seed that is unfinished is run again, and all are when anything they share has changed."""
     copy = shutil.copytree(project, tmp_path / "copy")
