@@ -18,6 +18,7 @@ from PIL import ImageColor
 from pydantic import BeforeValidator, Field, model_validator
 
 from ldm import Count, Fraction, InputError, Natural, Section, Seed, artifacts, data, duplicates, groups_of_equals
+from ldm.config import Name
 from ldm.images import LARGEST
 from ldm.lazy import Generator, Tensor, torch
 from ldm.networks import FEATURES
@@ -56,7 +57,7 @@ class Config(Section):
     limit: largest size of each split, for quick trials; 0 for all
     size: of pictures, [height, width] in pixels, or one side of a square, to which all are brought; null as they are
     fit: how a picture comes to that size; crop cuts what is too long, pad adds background, stretch distorts
-    channels: grey or colour; auto is grey where all files are
+    channels: grey or colour; auto is grey where every pixel of all pictures is
     background: colour of what is transparent in a picture, and of what is padded; a name, or #rrggbb
     shares: shares of a folder's pictures for training, validation and test, which hold in every class
     min_per_class: classes with fewer pictures are left out; null refuses what cannot be split
@@ -67,12 +68,12 @@ class Config(Section):
     dataset: Literal["mnist", "fashion_mnist", "kmnist", "emnist", "cifar10", "cifar100", "svhn", "folder"]
     split: Literal["balanced", "byclass", "bymerge", "digits", "letters", "mnist"] = "balanced"
     source: Literal["auto", "embedded"] = "auto"
-    root: Annotated[str, Field(min_length=1)] = ROOT
+    root: Annotated[Name, Field(min_length=1)] = ROOT
     limit: Natural = 0
     size: Annotated[tuple[Side, Side], Field(strict=False), BeforeValidator(both_sides)] | None = None
     fit: Literal["crop", "pad", "stretch"] = "crop"
     channels: Literal["auto", "grey", "colour"] = "auto"
-    background: str = "white"
+    background: Name = "white"
     shares: Annotated[tuple[Fraction, Fraction, Fraction], Field(strict=False)] = (0.7, 0.1, 0.2)
     min_per_class: Count | None = None
     skip_broken: bool = False
@@ -84,9 +85,11 @@ class Config(Section):
         if abs(sum(self.shares) - 1) > 1e-6:
             raise InputError(f"shares {list(self.shares)} add up to {sum(self.shares):g}; they must to 1")
         try:
-            ImageColor.getrgb(self.background)
+            opaque = len(ImageColor.getrgb(self.background)) == 3
         except ValueError:
-            raise InputError(f"background {self.background!r} is no colour; write a name, or #rrggbb") from None
+            opaque = False
+        if not opaque:
+            raise InputError(f"background {self.background!r} is no opaque colour; write a name, or #rrggbb")
         return self
 
     def conversion(self) -> data.image_folder.Conversion:
@@ -109,7 +112,7 @@ def compute(run: Run[Config]) -> None:
     channels, height, width = splits["train"][0].shape[1:]
     form = f"{height} × {width} in {'grey' if channels == 1 else 'colour'}"
     print(f"{run.name}: {name}: {sizes} images, {form}; to take another source later: dvc repro -f prepare_data")
-    print(f"{run.name}: {len(classes)} classes: {data.image_folder.listing(classes, 20)}")
+    print(f"{run.name}: {len(classes)} classes: {data.image_folder.listing(classes, len(classes))}")
     for split, (_, labels) in splits.items():
         if len(labels) <= FEATURES:
             count = f"{len(labels)} {split} images have no covariance of {FEATURES} features"

@@ -145,6 +145,11 @@ def as_settings(values: Mapping[str, object]) -> list[str]:
     return [f"{key}={value}" for key, value in values.items()]
 
 
+def as_path(path: Path) -> str:
+    """As dvc.yaml has it, in which ${ begins the name of a parameter."""
+    return str(path).replace("${", "\\${")
+
+
 def see_the_folder(dag: dict[str, Any], before: str, section: dict[str, Any]) -> None:
     """Make a folder of pictures a dependency of prepare_data, so that DVC sees it change. before: the one until now.
 
@@ -152,13 +157,13 @@ def see_the_folder(dag: dict[str, Any], before: str, section: dict[str, Any]) ->
     what is no file, such as a named pipe. Raises: InputError for these two.
     """
     deps, old = dag["stages"]["prepare_data"]["deps"], Path(os.path.expanduser(before))
-    deps[:] = [dep for dep in deps if not Path(dep).is_absolute() and Path(dep) != old]
+    deps[:] = [dep for dep in deps if not Path(dep).is_absolute() and dep != as_path(old)]
     if section["dataset"] != "folder":
         return
     root = Path(os.path.expanduser(section.get("root", prepare_data.ROOT)))
-    deps.append(str(root))
+    deps.append(as_path(root))
     for folder, names in data.image_folder.walk(root):
-        deps += [str(folder.resolve())] if folder.is_symlink() and folder != root else []
+        deps += [as_path(folder.resolve())] if folder.is_symlink() and folder != root else []
         for path in (folder / name for name in names):
             if not path.is_file():
                 kind = "no file" if path.exists() else "a link to nothing"

@@ -3,13 +3,14 @@
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+from joblib import cpu_count
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torchvision.datasets import ImageFolder
@@ -24,8 +25,13 @@ MOST_OF_16_BITS = 65_535
 Image.init()
 # what Pillow opens, but for what starts another program, and for what is no picture
 FORMATS = sorted(set(Image.OPEN) - {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"})
-GREY = {"1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N"}  # Pillow's modes
 HIDDEN = "__MACOSX"  # the folder that macOS adds to an archive; its files are hidden by their names
+# how a picture comes to a size (width, height)
+FITS: dict[str, Callable[[Image.Image, tuple[int, int], str], Image.Image]] = {
+    "crop": lambda image, size, background: ImageOps.fit(image, size),
+    "pad": lambda image, size, background: ImageOps.pad(image, size, color=background),
+    "stretch": lambda image, size, background: image.resize(size),
+}
 LAYOUT = "each sub-folder is a class, by which the table's features are trained and samples are asked for"
 
 
@@ -33,8 +39,8 @@ class Conversion(NamedTuple):
     """What is made of a picture.
 
     size: height and width, None as it is; fit: how a picture comes to that size; channels: grey, colour, or auto, which
-    is grey where the file is; background: the colour behind what is transparent, and beside what is padded, by a name
-    or as #rrggbb.
+    is grey where every pixel is; background: the colour behind what is transparent, and beside what is padded, by a
+    name or as #rrggbb.
     """
 
     size: tuple[int, int] | None = None
@@ -102,9 +108,6 @@ def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
     above = {str(root): {os.path.realpath(root)}}  # folder → the real places of it and of those it is in
     for folder, inner, names in os.walk(root, onerror=_raise, followlinks=True):
         own = above.pop(folder)
-        if folder == str(root):  # what is hidden there is not looked into
-            names += [name for name in inner if is_hidden(name)]
-            inner[:] = [name for name in inner if not is_hidden(name)]
         for name in inner:
             path = os.path.join(folder, name)
             if (real := os.path.realpath(path)) in own:
@@ -134,8 +137,11 @@ def listing(things: Iterable[object], most: int = 3) -> str:
 
 
 def convert(paths: list[Path], conversion: Conversion) -> Iterator[Pixels | str]:
-    """Read pictures, several at a time; for one that cannot be read, the reason, which names the file."""
-    with warnings.catch_warnings(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    """Read pictures, several at a time; for one that cannot be read, the reason, which names the file.
+
+    Raises: InputError for one that is too large, or cannot come to its size.
+    """
+    with warnings.catch_warnings(), ThreadPoolExecutor(cpu_count()) as pool:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield from pool.map(partial(_pixels_or_reason, conversion=conversion), paths)
@@ -144,7 +150,7 @@ def convert(paths: list[Path], conversion: Conversion) -> Iterator[Pixels | str]
 def _pixels_or_reason(path: Path, conversion: Conversion) -> Pixels | str:
     try:
         return pixels_of(path, conversion)
-    except MemoryError:
+    except (MemoryError, InputError):
         raise
     except Exception as error:  # a reader of Pillow raises what it likes at what it does not understand
         reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
@@ -154,12 +160,11 @@ def _pixels_or_reason(path: Path, conversion: Conversion) -> Pixels | str:
 def pixels_of(path: Path, conversion: Conversion) -> Pixels:
     """A picture turned as its camera says, over the background where it is transparent, at the size asked for.
 
-    The first one of an animation. 16 bits are scaled to 8. Raises: as Pillow does.
+    The first one of an animation. 16 bits are scaled to 8. Raises: as Pillow does; InputError as `convert`.
     """
     with Image.open(path, formats=FORMATS) as opened:
         image = ImageOps.exif_transpose(opened)
-    grey, clear = image.mode in GREY, image.info.get("transparency")
-    values = np.asarray(image)
+    values, clear = np.asarray(image), image.info.get("transparency")
     if image.mode == "F" or (image.mode == "I" and (values.min() < 0 or values.max() > MOST_OF_16_BITS)):
         raise ValueError("its numbers have no range that is known; convert it to 8 or 16 bits")
     if isinstance(clear, tuple) and max(clear) > 255:
@@ -171,25 +176,18 @@ def pixels_of(path: Path, conversion: Conversion) -> Pixels:
     if image.has_transparency_data:
         behind = Image.new("RGBA", image.size, conversion.background)
         image = Image.alpha_composite(behind, image.convert("RGBA"))
-    image = image.convert("L" if conversion.channels == "grey" or (conversion.channels == "auto" and grey) else "RGB")
+    image = image.convert("L" if conversion.channels == "grey" else "RGB")
+    form = f"{path}: {image.height} × {image.width} pixels"
     if conversion.size:
-        image = resized(image, conversion.size[::-1], conversion)
+        height, width = conversion.size
+        if conversion.fit == "pad" and min(width / image.width, height / image.height) * min(image.size) <= 0.5:
+            raise InputError(f"{form} would shrink to a line; set prepare_data.fit to crop or stretch")
+        image = FITS[conversion.fit](image, (width, height), conversion.background)
     if max(image.size) > LARGEST:
-        sizes = f"{image.height} × {image.width} pixels are more than {LARGEST} a side"
-        raise ValueError(f"{sizes}; set prepare_data.size, to which all are brought")
-    return np.asarray(image).reshape(image.height, image.width, -1)
-
-
-def resized(image: Image.Image, size: tuple[int, int], conversion: Conversion) -> Image.Image:
-    """size: width and height."""
-    if conversion.fit == "stretch":
-        return image.resize(size)
-    if conversion.fit == "crop":
-        return ImageOps.fit(image, size)
-    scale = min(size[0] / image.width, size[1] / image.height)
-    if scale * min(image.size) <= 0.5:
-        raise ValueError(f"{image.width} × {image.height} pixels would shrink to a line; choose fit crop or stretch")
-    return ImageOps.pad(image, size, color=conversion.background)
+        raise InputError(f"{form} are more than {LARGEST} a side; set prepare_data.size, to which all are brought")
+    pixels = np.asarray(image).reshape(image.height, image.width, -1)
+    grey = conversion.channels == "auto" and (pixels == pixels[..., :1]).all()
+    return pixels[..., :1] if grey else pixels
 
 
 def stacked(pictures: list[Pixels], paths: list[Path]) -> Pixels:

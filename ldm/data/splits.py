@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from ldm.data.image_folder import listing
 from ldm.errors import InputError
 from ldm.images import groups_of_equals
 from ldm.lazy import Generator, Tensor, torch
@@ -16,7 +17,7 @@ def split_by_shares(
     """The indices of the images of each split, in a random order: in every class the shares, and at least one.
 
     images: (N, C, H, W) in uint8; those equal in every pixel go to one split, with the class of the first. names: of
-    the classes. Raises: InputError for a class with fewer than three different images.
+    the classes. Raises: InputError for classes with fewer than three different images, one for each split.
     """
     groups = groups_of_equals(images)
     members: dict[int, list[int]] = {}
@@ -28,11 +29,12 @@ def split_by_shares(
     for group in order:
         of_class[int(labels[group])].append(group)  # a group has the index of its first image
     splits: dict[str, list[int]] = {name: [] for name in NAMES}
-    for label, own in of_class.items():
-        if len(own) < len(NAMES):
-            count = f"class {names[label]}: {len(own)} different images that no class before it has"
-            remedy = f"add some, or leave it out by min_per_class {int((labels == label).sum()) + 1}"
-            raise InputError(f"{count}, and 3 splits need one each; {remedy}")
+    if few := [label for label, own in of_class.items() if len(own) < len(NAMES)]:
+        counts = listing(f"{names[label]} ({len(of_class[label])})" for label in few)
+        least = max(int((labels == label).sum()) for label in few) + 1
+        remedy = f"add some, or leave such classes out by min_per_class {least}"
+        raise InputError(f"classes with fewer than 3 different images that no class before has: {counts}; {remedy}")
+    for own in of_class.values():
         missing, empty = wanted_of(sum(len(members[group]) for group in own), shares), list(NAMES)
         for i, group in enumerate(own):
             name = max(empty if len(own) - i <= len(empty) else NAMES, key=missing.__getitem__)

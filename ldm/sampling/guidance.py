@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from numbers import Integral
+from unicodedata import normalize
 
 from ldm.artifacts import Artifact, merge_lineage
 from ldm.diffusion import Denoiser
@@ -38,9 +39,11 @@ class Guided:
         if not self.class_sizes:
             raise InputError(f"label {label}: the denoiser was trained without labels; set null, or class_labels")
         known = {name: index for index, name in enumerate(self.class_names) if self.class_sizes[index]}
-        of_text = {str(index): index for index in known.values()} | known
-        if isinstance(label, str) and label in of_text:
-            return of_text[label]
+        # letters with accents have two spellings, of which a folder's name and a keyboard may choose different ones
+        of_text = {str(index): index for index in known.values()}
+        of_text |= {normalize("NFC", name): index for name, index in known.items()}
+        if isinstance(label, str) and (text := normalize("NFC", label)) in of_text:
+            return of_text[text]
         if isinstance(label, Integral) and not isinstance(label, bool) and label in known.values():
             return int(label)
         raise InputError(f"label {label}: the denoiser was not trained on this class, but on {', '.join(known)}")

@@ -58,6 +58,6 @@ def test_no_split_is_empty_when_groups_are_large(values):
 
 
 def test_a_class_too_small_is_named_with_the_remedy():
-    words = "class c1: 2 different images that no class before it has, .*; add some, or leave it out by min_per_class 4"
+    words = r"classes with fewer than 3 .*: c1 \(2\), c2 \(1\); add some, or leave such classes out by min_per_class 4"
     with pytest.raises(InputError, match=words):
-        split([0, 1, 2, 3, 4, 4], [0, 0, 0, 1, 1, 1])
+        split([0, 1, 2, 3, 4, 4, 5], [0, 0, 0, 1, 1, 1, 2])
