@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from http.client import HTTPException
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,15 +69,17 @@ def missing(name: str, root: Path) -> str | None:
     lacking = [place for place in places(name) if not (root / place).exists()]
     if not lacking:
         return None
-    near = [root.parent, root.parent.parent, *sorted(root.glob("*/"))]
+    near = [*root.absolute().parents[:3], *sorted(root.glob("*/"))]
     found = next((other for other in near if all((other / place).exists() for place in places(name))), None)
-    instead = f"; {found} does, so name that" if found else ""
-    archive = root / getattr(getattr(torchvision.datasets, SETS[name]), "filename", "")
-    if any(root.glob("train-images*")) and places(name) == [f"{SETS[name]}/raw"]:
-        folder = root / places(name)[0]
-        instead = f"; its files lie one level too high: mkdir -p {folder} && mv {root}/*ubyte* {folder}"
-    elif archive.is_file():
-        instead = f"; unpack it: tar xzf {archive} -C {root}"
+    archive, folder = getattr(getattr(torchvision.datasets, SETS[name]), "filename", ""), root / lacking[0]
+    instead = ""
+    if found:
+        instead = f"; {found} does, so name that"
+    elif any(root.glob("train-images*")) and places(name) == [f"{SETS[name]}/raw"]:
+        moved = f"mkdir -p {quote(str(folder))} && mv {quote(str(root))}/*ubyte* {quote(str(folder))}"
+        instead = f"; its files lie one level too high: {moved}"
+    elif archive and (root / archive).is_file():
+        instead = f"; unpack it: tar xzf {quote(str(root / archive))} -C {quote(str(root))}"
     return f"{root} does not hold {SETS[name]}, which is {' and '.join(lacking)} in it{instead}"
 
 

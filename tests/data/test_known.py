@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import pickle
+import shutil
 import socket
 import struct
 import zipfile
@@ -128,16 +129,23 @@ def test_a_corrupt_file_is_refused_before_it_is_unpacked(root, name, monkeypatch
 
 
 def test_what_a_root_lacks_and_where_it_lies(root, tmp_path):
-    empty = tmp_path / "empty"
-    empty.mkdir()
+    empty = tmp_path / "far/from/the/root/empty"
+    empty.mkdir(parents=True)
     said = known.missing("cifar10", tmp_path / "a/b/c/d")
     assert said.endswith("does not hold CIFAR10, which is cifar-10-batches-py in it")
     assert f"{root} does, so name that" in known.missing("mnist", root / "MNIST")
     assert f"{root} does, so name that" in known.missing("svhn", root / "MNIST/raw")
+    for below in ("MNIST", "MNIST/raw", "MNIST/raw/train"):  # whose files do not lie too high
+        write(root / "MNIST/raw/train-images-idx3-ubyte", b"")
+        assert known.missing("mnist", root / below).endswith(f"in it; {root} does, so name that")
+    write(empty / "file", b"")
+    assert "unpack it" not in known.missing("cifar10", empty / "file")
     assert "train_32x32.mat and test_32x32.mat in it" in known.missing("svhn", empty)
     write(empty / "train-images.idx3-ubyte", b"")  # as an archive of Kaggle's leaves them
     raw = empty / "MNIST/raw"
     assert known.missing("mnist", empty).endswith(f"mkdir -p {raw} && mv {empty}/*ubyte* {raw}")
+    spaced = shutil.copytree(empty, empty.with_name("my digits"))
+    assert known.missing("mnist", spaced).endswith(f" && mv '{spaced}'/*ubyte* '{spaced}/MNIST/raw'")
     write(empty / "cifar-10-python.tar.gz", b"")
     assert known.missing("cifar10", empty).endswith(f"unpack it: tar xzf {empty}/cifar-10-python.tar.gz -C {empty}")
 
