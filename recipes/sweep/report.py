@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import stages  # noqa: F401 - first, which looks whose ldm it is
 from ldm import InputError, Section
 from stages.runner import Run, new_figure, png_of, stage
 
@@ -17,13 +18,13 @@ def compute(run: Run[Config]) -> None:
         try:
             point = json.loads(path.read_text("utf-8"))
             found[point["sampler"], point["evaluations"]] = point  # two budgets may allow for the same steps
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise InputError(f"{path} is no point of the sweep; remove it, and run the sweep again") from None
     if not found:
         raise InputError(f"{run.inputs['points']} holds no points; run 'dvc repro recipes/sweep/dvc.yaml'")
     points = [found[key] for key in sorted(found)]
-    run.write("sweep.png", figure(points))
     run.write("table.md", markdown(points).encode())
+    run.write("sweep.png", figure(points))  # the results first
 
 
 def markdown(points: list[dict[str, Any]]) -> str:

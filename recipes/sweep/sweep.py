@@ -10,6 +10,7 @@ from bisect import bisect_right
 from functools import partial
 from typing import Any
 
+import stages  # noqa: F401 - first, which looks whose ldm it is
 from ldm import Count, InputError, Several, metrics, networks
 from ldm.diffusion import Denoiser
 from ldm.lazy import Tensor, torch

@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
+import stages  # noqa: F401 - first, which looks whose ldm it is
 from ldm import Options, Section, Seed, choice
 from ldm.config import MOST
 from ldm.data.toys import Points, Toy, energy_distance, sliced_wasserstein, toys

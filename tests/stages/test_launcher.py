@@ -70,7 +70,7 @@ def test_a_temporary_workspace_takes_the_python_of_its_checkout(checkout):
 def test_another_project_called_ldm_is_named(tmp_path):
     """Its name is that of others, too, which may come first on the path."""
     (tmp_path / "ldm.py").write_text("")
-    for module in ("stages.decode", "tools.check"):
+    for module in ("stages.decode", "tools.check", "recipes.toys.toy", "recipes.sweep.sweep", "recipes.sweep.report"):
         env = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
         command = [sys.executable, "-m", module, "--help"]
         done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
