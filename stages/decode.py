@@ -31,12 +31,17 @@ def compute(run: Run[Config]) -> None:
     batches = samples["samples"].to(run.device).split(config.batch_size)
     generated = torch.cat([decoder(x, len(x)) for x in track(batches, len(batches), "batch", run.name)])
     trajectory = samples["trajectory"]  # (shown samples, steps + 1, c, h, w)
+    label = samples.config.get("label")  # the class of all of them, where one was asked for
+    tensors = {"images": generated} | {name: samples[name] for name in ["labels"] if name in samples.tensors}
     if "denoising.gif" in run.outputs:  # first, since it may be too large for its format
         shown, steps = trajectory.shape[:2]
         chosen = torch.linspace(0, steps - 1, min(steps, config.frames)).round().long()
         decoded = decoder(trajectory[:, chosen].flatten(0, 1).to(run.device), config.batch_size)
         frames = [tile(frame, shown) for frame in decoded.unflatten(0, (shown, len(chosen))).unbind(1)]
-        run.write("denoising.gif", gif(frames, config.frame_ms, hold=2000))
+        animation = gif(frames, config.frame_ms, hold=2000)
+    run.save("generated", tensors, list(inputs.values()), **({} if label is None else {"label": label}))
+    if "denoising.gif" in run.outputs:
+        run.write("denoising.gif", animation)
     if "grid.png" in run.outputs:
         run.write("grid.png", png(tile(generated[: config.columns * config.rows], config.columns)))
     if "reconstructions.png" in run.outputs:
@@ -44,9 +49,6 @@ def compute(run: Run[Config]) -> None:
         means = latents["validation_mean"][: config.columns]
         reconstructed = networks.autoencoder.decode_images(decoder.vae, means.to(run.device)).cpu()
         run.write("reconstructions.png", png(tile(torch.cat([originals, reconstructed]), len(originals))))
-    label = samples.config.get("label")  # the class of all of them, where one was asked for
-    tensors = {"images": generated} | {name: samples[name] for name in ["labels"] if name in samples.tensors}
-    run.save("generated", tensors, list(inputs.values()), **({} if label is None else {"label": label}))
 
 
 main = stage("decode", Config, compute, __doc__)
