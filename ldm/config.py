@@ -6,12 +6,14 @@ params.yaml holds the options that an experiment changed; `--help` shows all of 
 """
 
 import re
+import reprlib
 from collections.abc import Callable, Mapping
+from datetime import date
 from functools import partial
 from inspect import cleandoc, signature
 from typing import Annotated, Any, Generic, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from ldm.errors import InputError
 
@@ -29,6 +31,8 @@ Rate = Annotated[float, Field(ge=0, lt=1)]  # 1 excluded
 Fraction = Annotated[float, Field(gt=0, lt=1)]  # 0 and 1 excluded
 Sigma = Annotated[float, Field(ge=1e-6, le=1e6)]  # a noise level σ̄, of which squares and inverses are finite
 Rho = Annotated[float, Field(ge=0.1, le=1000)]  # the curvature of Karras' levels, of whose roots the same is true
+# text, of which YAML reads some as a whole number or a date
+Name = Annotated[str, BeforeValidator(lambda x: str(x) if isinstance(x, int | date) and not isinstance(x, bool) else x)]
 Options = Annotated[dict[str, dict[str, Any]], Field(default_factory=dict)]  # name of a choice → its options
 
 
@@ -148,6 +152,16 @@ def choices_of(section: type[Section]) -> dict[str, Registry[Any]]:
     return {name: extra["registry"] for name, extra in extras.items() if isinstance(extra, dict)}
 
 
+def _shown(value: Any) -> str:
+    """A value in a message, where only the beginning of a long one is wanted."""
+    form = reprlib.Repr()
+    form.maxstring = form.maxother = form.maxlong = 80
+    try:
+        return form.repr(value)
+    except ValueError:  # of an integer of thousands of digits
+        return f"this {type(value).__name__}"
+
+
 def _first_problem(cls: type[Section], error: ValidationError, where: str) -> str:
     """The first problem of pydantic's report, in one line, and the number of further ones."""
     problem = error.errors()[0]
@@ -164,4 +178,5 @@ def _first_problem(cls: type[Section], error: ValidationError, where: str) -> st
         case "value_error":
             return f"{place}: {problem['ctx']['error']}{more}"
     expected = problem["msg"].replace("Input should be", "it should be")
-    return f"{place}: {problem['input']!r} will not do; {expected}{more}"
+    quotes = ": write it in quotes" if problem["type"] == "string_type" else ""
+    return f"{place}: {_shown(problem['input'])} will not do; {expected}{quotes}{more}"

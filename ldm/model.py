@@ -1,7 +1,7 @@
 """The trained model as one object: load the pipeline's artifacts, sample and decode."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
@@ -12,13 +12,14 @@ from torch import Tensor
 
 from ldm import artifacts
 from ldm.artifacts import Artifact
-from ldm.config import Registry
+from ldm.config import MOST, Registry
 from ldm.errors import InputError
 from ldm.networks.autoencoder import Decoder
 from ldm.precision import ieee_fp32
 from ldm.sampling import Guided, Samples, classes_of, sample_batches, samplers, spacings, split_range
 
 NETWORKS = ("denoiser", "guide", "vae")
+LARGEST = 2**63 - 1  # seed, or index of a sample
 MOMENTS = ("channel_mean", "channel_std")  # of the latents, by which they are standardised
 Label = str | int | None
 Choice = str | Mapping[str, Mapping[str, Any]] | None
@@ -31,7 +32,7 @@ class Model:
     denoiser: Guided
     decoder: Decoder
     sampling: Mapping[str, Any]  # the resolved section of the stage `sample`: its sampler, spacing, steps and so on
-    parts: Mapping[str, Artifact]  # by kind, what it was made from; for `save`
+    parts: Mapping[str, Artifact] = field(repr=False)  # by kind, what it was made from; for `save`
 
     @classmethod
     def from_artifacts(cls, parts: Mapping[str, Artifact], device: str) -> Self:
@@ -61,7 +62,7 @@ class Model:
         label: the class of all of them, by its name or its index, or a list of n classes; None takes that of the stage
         `sample`, and where it has none, each class by its quota. steps, sampler, spacing: None takes those of the stage
         `sample`; a sampler or spacing is its name, or {name: options}. Raises: InputError for an unknown name or class,
-        bad options, n below 1, or a seed or first index that is no whole number from 0 on.
+        bad options, n or steps below 1, or a seed or first index that is no whole number from 0 on.
         """
         how: dict[str, Any] = {"label": label, "steps": steps, "sampler": sampler, "spacing": spacing}
         with torch.inference_mode(), ieee_fp32():
@@ -87,6 +88,8 @@ class Model:
         for kind in filter(self.parts.__contains__, NETWORKS):
             tensors |= {f"{kind}.{name}": tensor for name, tensor in self.parts[kind].tensors.items()}
         config = {kind: artifact.config for kind, artifact in self.parts.items()}
+        if Path(path).is_dir():
+            raise InputError(f"{path} is a folder; name a file in it")
         artifacts.save(Path(path), "model", tensors, config, list(self.parts.values()))
 
     def labels(self, n: int, first: int = 0, *, label: Label | Sequence[Label] = None) -> Tensor | None:
@@ -96,15 +99,14 @@ class Model:
 
     def _classes(self, n: int, first: int, label: Any) -> dict[int, int] | None:
         """The index of each sample's class by its number, or None for quotas."""
-        first = _natural("first", first)
-        if not isinstance(n, Integral) or n < 1:
-            raise InputError(f"{n} images cannot be drawn; ask for at least 1")
+        n, first = _whole("n", n, 1), _whole("first", first, 0, LARGEST)
         label = self.sampling.get("label") if label is None else label
         label = label.tolist() if isinstance(label, Tensor | np.ndarray) else label
         if isinstance(label, str) or not isinstance(label, Sequence):
             index = self.denoiser.class_of(label)
             return None if index is None else dict.fromkeys(range(first, first + n), index)
-        each = [self.denoiser.class_of(one) for one in label]
+        plain: list[Any] = [one.item() if isinstance(one, Tensor) else one for one in label]
+        each = [self.denoiser.class_of(one) for one in plain]
         if len(each) != n or None in each:
             wanted = f"a class that was trained on is wanted for each of {n} images, or one for all"
             raise InputError(f"label {str(list(label))[:60]}: {wanted}")
@@ -124,11 +126,10 @@ class Model:
     ) -> Iterator[Samples]:
         """shown: of that many samples, all in one batch, the states are kept."""
         steps = self.sampling["steps"] if steps is None else steps
-        if not isinstance(steps, Integral) or steps < 1:
-            raise InputError(f"steps {steps!r}: a whole number from 1 on is wanted")
+        _whole("steps", steps, 1)
         sigmas = self._build(spacings, "spacing", spacing)(self.denoiser.schedule, steps)
         own, size = self._classes(n, first, label), shown or self.sampling["batch_size"]
-        batches, seed = split_range(int(first), int(n), int(size)), _natural("seed", seed)
+        batches, seed = split_range(int(first), int(n), int(size)), _whole("seed", seed, 0, LARGEST)
         move = self._build(samplers, "sampler", sampler)
         how = {"seed": seed, "label": own, "precision": self.sampling.get("precision", "fp32"), "shown": shown}
         return sample_batches(self.denoiser, move, sigmas, batches, **how)
@@ -145,10 +146,10 @@ class Model:
         return registry.build(name, options)
 
 
-def _natural(name: str, value: Any) -> int:
-    """Raises: InputError for a value that is no whole number from 0 on."""
-    if not isinstance(value, Integral) or not 0 <= int(value) < 2**63:
-        raise InputError(f"{name} {value}: a whole number from 0 to 2**63 - 1 is wanted")
+def _whole(name: str, value: Any, least: int, most: int = MOST) -> int:
+    """Raises: InputError for a value that is no whole number within the bounds."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= int(value) <= most:
+        raise InputError(f"{name} {value!r}: a whole number from {least} to {most} is wanted")
     return int(value)
 
 
@@ -163,6 +164,8 @@ def load(path: str | Path, device: str | None = None) -> Model:
     except (RuntimeError, TypeError, AssertionError) as error:  # a torch without CUDA asserts
         reason = str(error).partition("\n")[0]
         raise InputError(f"device {device!r}: {reason}; choose cpu, or cuda where torch can use a GPU") from None
+    if not isinstance(path, str | Path) or "\0" in str(path):
+        raise InputError(f"{path!r} is no path; name a file that Model.save wrote, or a folder of artifacts")
     path = Path(path)
     parts = _parts_of_folder(path) if path.is_dir() else _parts_of_file(path)
     return Model.from_artifacts(parts, device or ("cuda" if torch.cuda.is_available() else "cpu"))

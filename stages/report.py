@@ -202,7 +202,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return {}
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError(f"{path} is no JSON; remove it, and run the stage again that writes it") from None
 
 

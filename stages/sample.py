@@ -7,9 +7,10 @@ Every sample has its own random stream, from (seed, index): neither the batch si
 from functools import partial
 from typing import Annotated, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from ldm import Count, NonNegative, Options, Positive, Section, Seed, choice, training
+from ldm.config import Name
 from ldm.diffusion import check_range
 from ldm.lazy import torch
 from ldm.precision import Precision
@@ -68,13 +69,8 @@ class Config(HowToSample):
 
     steps: Count
     first: Seed = 0
-    label: str | None = None
+    label: Name | None = None
     shown: Count = 10
-
-    @field_validator("label", mode="before")
-    @classmethod
-    def _class_is_named(cls, label: object) -> object:
-        return str(label) if isinstance(label, int) and not isinstance(label, bool) else label
 
 
 def compute(run: Run[Config]) -> None:

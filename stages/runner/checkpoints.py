@@ -108,7 +108,7 @@ class Checkpoints:
                     self._look_at(file)
                 except FileNotFoundError:  # another run is at work there, and removes its older states
                     continue
-                except (ValueError, LookupError, TypeError, AttributeError):
+                except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
                     self._say(f"{file} cannot be read; python -m tools.check --clean removes it")
 
     def _look_at(self, file: Path) -> None:

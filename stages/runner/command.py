@@ -105,7 +105,8 @@ def stage(
             processes.launch(this, given["processes"])
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # fp32 is that of IEEE 754
         processes.limit_threads()
-        announce(this)
+        if not processes.RANK:
+            announce(this)
         keep_freed_memory()
         if given["deterministic"]:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
@@ -137,6 +138,8 @@ def run_command(command: click.Command, name: str) -> None:
         _fail(name, str(error))
     except Interrupted as error:
         _fail(name, str(error), error.code)
+    except RecursionError:
+        _fail(name, "something in the input is nested too deeply; look at the parameters and files that it reads")
     except (MemoryError, RuntimeError) as error:  # torch's own is a RuntimeError
         if not isinstance(error, MemoryError) and not re.search("(out of|allocate|not enough) memory", str(error)):
             raise

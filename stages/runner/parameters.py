@@ -14,6 +14,7 @@ from ldm import InputError, Section, choices_of
 from ldm.config import MOST
 
 PARAMS = Path("params.yaml")
+DEEPEST = 9  # dots in the name of a parameter
 AS_WRITTEN = {"root", "label", "background"}  # names, of which YAML would read some as numbers or comments
 # attributes of a field's limits below MOST, as annotated_types names them → how --help shows them
 SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "multiple_of": "multiple of", "min_length": "length ≥"}
@@ -48,8 +49,8 @@ def with_settings(section: dict[str, Any], settings: Sequence[str]) -> dict[str,
     """
     for setting in settings:
         key, equals, text = setting.partition("=")
-        if not equals:
-            raise InputError(f"--set {setting!r} is not of the form KEY=VALUE")
+        if not equals or key.count(".") > DEEPEST:
+            raise InputError(f"--set {setting[:80]!r} is not of the form KEY=VALUE, with at most {DEEPEST} dots in KEY")
         place, *inner, last = section, *key.split(".")
         for i, name in enumerate(inner):
             own = copy(place.get(name, {}))  # which an anchor may share with another place

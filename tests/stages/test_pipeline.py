@@ -332,18 +332,23 @@ def test_python_interface_takes_other_samplers(project):
     assert renamed.labels(3, label=[0, 1, "1"]).tolist() == [0, 1, 0]
     assert torch.equal(renamed.sample(2, seed=1, label="2"), model.sample(2, seed=1, label=1))
     assert torch.equal(renamed.sample(2, seed=1, label=np.array([1, 1])), model.sample(2, seed=1, label=1))
+    assert model.labels(2, label=[torch.tensor(4), 3]).tolist() == [4, 3]
+    assert len(repr(model)) < 1000  # not all weights
     several[0] += 1  # a plain tensor, which may be edited
     assert model.labels(2, first=5).tolist() == load(project, "sample", "samples")["labels"][5:7].tolist()
     mistakes: list[tuple[dict, str]] = [
-        ({"n": 0}, "0 images cannot be drawn"),
-        ({"n": 1.5}, "1.5 images cannot be drawn"),
+        ({"n": 0}, "n 0: a whole number from 1 to 1000000000 is wanted"),
+        ({"n": 1.5}, "n 1.5: a whole number from 1"),
+        ({"n": True}, "n True: a whole number from 1"),
+        ({"n": 2**70}, f"n {2**70}: a whole number from 1"),
         ({"n": 1, "seed": -1}, "seed -1: a whole number from 0"),
         ({"n": 1, "first": -3}, "first -3: a whole number from 0"),
         ({"n": 3, "label": [1, 2]}, r"label \[1, 2\]: a class that was trained on is wanted for each of 3 images"),
         ({"n": 2, "label": [1, 11]}, "label 11: the denoiser was not trained on this class"),
         ({"n": 2, "label": torch.tensor([1.0, 2.0])}, "label 1.0: the denoiser was not trained on this class"),
-        ({"n": 1, "steps": 2.5}, "steps 2.5: a whole number from 1 on is wanted"),
-        ({"n": 1, "steps": "x"}, "steps 'x': a whole number from 1 on is wanted"),
+        ({"n": 1, "steps": 2.5}, "steps 2.5: a whole number from 1 to"),
+        ({"n": 1, "steps": "x"}, "steps 'x': a whole number from 1 to"),
+        ({"n": 1, "steps": 10**13}, "steps 10000000000000: a whole number from 1 to 1000000000 is wanted"),
         ({"n": 1, "sampler": {}}, "sampler {}: write its name, or {name: options}"),
         ({"n": 1, "sampler": {"ddim": {}, "heun": {}}}, "write its name, or {name: options}"),
         ({"n": 1, "spacing": 5}, "spacing 5: write its name, or {name: options}"),
@@ -356,6 +361,11 @@ def test_python_interface_takes_other_samplers(project):
     for device in ("gpu", "cuda:99"):
         with pytest.raises(errors.InputError, match=f"device '{device}': .*; choose cpu, or cuda where"):
             ldm.load(project / "artifacts", device)
+    for path in ("a\0b", 5, None):
+        with pytest.raises(errors.InputError, match=r"is no path; name a file that Model\.save wrote, or a folder"):
+            ldm.load(path)
+    with pytest.raises(errors.InputError, match="artifacts is a folder; name a file in it"):
+        model.save(project / "artifacts")
     with pytest.raises(errors.InputError, match=r"samplers\.ddim\.eta: -1\.0 will not do"):
         model.sample(1, sampler={"ddim": {"eta": -1.0}})
 

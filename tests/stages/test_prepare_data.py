@@ -8,8 +8,9 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
+from ruamel.yaml import YAML
 
-from ldm import artifacts
+from ldm import InputError, artifacts
 from stages import prepare_data
 
 DATA_ROOT = os.environ.get("LDM_DATA_ROOT", "")
@@ -139,6 +140,19 @@ def test_broken_pictures_are_left_out_where_asked(prepare, leaves, capsys):
 def test_a_root_of_any_name(prepare, leaves, name):
     shutil.copytree(leaves, leaves.parent / name)
     assert prepare("dataset=folder", f"root={leaves.parent / name}").config["data"] == name
+
+
+@pytest.mark.parametrize("name", ["2024", "2024-01-01"])
+def test_a_root_in_params_yaml_that_looks_like_a_number(name):
+    """`dvc exp run -S prepare_data.root=2024` writes it without quotes."""
+    values = read_yaml_text(f"{{seed: 0, dataset: folder, root: {name}}}")
+    assert prepare_data.Config.parse(values, "prepare_data").root == name
+    with pytest.raises(InputError, match=r"root: 1000\.0 will not do; it should be a valid string: write it in quotes"):
+        prepare_data.Config.parse(read_yaml_text("{seed: 0, dataset: folder, root: 1e3}"), "prepare_data")
+
+
+def read_yaml_text(text: str) -> dict:
+    return YAML(typ="safe", pure=True).load(text)
 
 
 def test_a_relative_root_that_looks_like_a_number(prepare, leaves, monkeypatch):

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import run_in
+from conftest import ROOT, run_in
 from PIL import Image
 
 import ldm
@@ -75,6 +75,15 @@ def test_a_grid_and_an_animation(project, file, tmp_path):
     assert done.returncode == 0, done.stderr
     with Image.open(tmp_path / "a.gif") as animation:
         assert animation.n_frames == 4
+
+
+def test_before_the_pipeline_has_run_the_committed_model_draws(tmp_path):
+    shutil.copytree(ROOT / "artifacts/fp32", tmp_path / "artifacts/fp32")
+    words = ("--labels", "0,1,2,3", "--n", "4", "--steps", "2", "--out", "digits.png")
+    done = run_in(tmp_path, sys.executable, "-m", "tools.draw", *words, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    assert "draw: the model in artifacts/fp32/model.safetensors" in done.stdout
+    assert (tmp_path / "digits.png").exists()
 
 
 @pytest.mark.parametrize(
