@@ -29,7 +29,7 @@ MNIST = (1, 28, 28)
 COLOUR = {"train_vae.likelihood": "gaussian", "train_vae.kl_weight": 0.2}
 SHOWN = 200  # samples that the grid shows
 NETWORK, OPTIMISATION = "train_diffusion.networks.unet", "train_diffusion.optimisation."
-EPOCHS, FEWEST_STEPS = 200, 1000  # after more of them the emoji's validation loss rose
+EPOCHS, FEWEST_STEPS = 150, 1000  # after more of them the emoji's validation loss rose
 NEEDED = ("prepare_data", "train_diffusion", "sample", "evaluate")  # stages that a recipe to start from must have
 OF_AUTOENCODER = ("vae_prior.json", "reconstruction.json", "reconstructions.png")  # outputs of other stages
 

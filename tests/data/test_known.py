@@ -14,9 +14,12 @@ import pytest
 import scipy.io
 import torch
 import torchvision
+from conftest import ROOT
 
+from ldm import artifacts
 from ldm.data import known
 from ldm.errors import InputError
+from stages import prepare_data
 
 RNG = np.random.default_rng(0)
 IMAGES, LABELS = RNG.integers(256, size=(12, 28, 28), dtype=np.uint8), (np.arange(12) % 10).astype(np.uint8)
@@ -97,6 +100,20 @@ def test_each_set_is_read_from_its_layout(root, name):
     }[name]  # fmt: skip
 
 
+def test_the_stage_takes_each_set_by_one_word(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv("LDM_DATA_ROOT", raising=False)
+    for name in known.SETS:
+        words = [f"dataset={name}", f"root={root}", "seed=0"]
+        settings = [word for text in words for word in ("--set", text)]
+        monkeypatch.setattr("sys.argv", ["prepare_data", *settings, "--out", str(tmp_path / "out")])
+        prepare_data.main()
+        images = artifacts.load(tmp_path / "out/images.safetensors", "images")
+        assert images.config["data"] == {"emnist": "emnist-balanced"}.get(name, name.replace("_", "-"))
+        assert [len(images[f"{split}_labels"]) for split in ("train", "validation", "test")] == [10, 2, 12]
+        assert len(images.config["class_names"]) == images.config["classes"]
+
+
 def test_letters_begin_at_a(root):
     found = known.read("emnist", root, "letters")
     assert found.names[:2] == ["a", "b"]
@@ -171,13 +188,17 @@ def test_a_download_fills_the_root_and_has_a_time_out(root, tmp_path, monkeypatc
     assert f"downloading MNIST into {target}" in capsys.readouterr().err
 
 
-def test_a_mute_server_ends_a_download(tmp_path, monkeypatch):
+@pytest.mark.parametrize("place", ["server", "proxy"])
+def test_a_mute_server_ends_a_download(tmp_path, monkeypatch, place):
     """It accepts, and never answers."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/"
         monkeypatch.setattr(known, "PATIENCE", 0.5)
-        monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [url])
-        monkeypatch.setenv("no_proxy", "*")
+        monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [url if place == "server" else "http://192.0.2.1/"])
+        monkeypatch.setenv(*("no_proxy", "*") if place == "server" else ("http_proxy", url))
         said = known.download("mnist", tmp_path / "new", "balanced")
     assert said.startswith(f"the download into {tmp_path / 'new'} failed")
     assert not list((tmp_path / "new").iterdir())

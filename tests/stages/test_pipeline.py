@@ -1,12 +1,15 @@
 """The whole pipeline on a few hundred real digits: DVC, stages by hand, and the Python interface."""
 
 import json
+import os
 import re
 import shutil
 import sys
 from copy import copy as shallow_copy
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ import ldm
 from ldm import artifacts, errors, images
 from ldm.metrics.memorisation import Search, thresholds
 from ldm.networks.classifier import Classifier, in_batches
+from stages import train_vae
 from stages.evaluate import CHIEF, without_twins
 from stages.runner import read_yaml
 
@@ -368,6 +372,36 @@ def test_python_interface_takes_other_samplers(project):
         model.save(project / "artifacts")
     with pytest.raises(errors.InputError, match=r"samplers\.ddim\.eta: -1\.0 will not do"):
         model.sample(1, sampler={"ddim": {"eta": -1.0}})
+
+
+def test_results_are_written_before_figures(project, tmp_path):
+    """Where figures cannot be drawn, the rows are there."""
+    (tmp_path / "matplotlib.py").write_text("raise SystemExit('no figures')")
+    path = os.pathsep.join([str(tmp_path), str(project)])
+    words = (sys.executable, "-m", "stages.evaluate", "--out", str(tmp_path / "out"))
+    done = run_in(project, *words, **ONE_THREAD, PYTHONPATH=path)
+    assert done.returncode == 1
+    assert "no figures" in done.stderr
+    rows = json.loads((tmp_path / "out/measures.json").read_text())
+    assert rows.keys() >= {"diffusion", "test_images"}
+    assert all((tmp_path / f"out/{row}.json").exists() for row in rows)
+    assert (tmp_path / "out/table.md").read_bytes() == (project / "artifacts/report/table.md").read_bytes()
+
+
+def test_the_autoencoder_is_warned_of_where_it_is_the_limit(project, capsys):
+    """The ratio to the floor is 1 of the images themselves, and far more of noise."""
+    features = load(project, "extract_features", "features")["train"]
+    inputs = {
+        "classifier": load(project, "train_classifier", "classifier"),
+        "features": {"train": features[1::2], "validation": features[::2]},  # of the validation images are too few
+    }
+    run: Any = SimpleNamespace(name="train_vae", device="cpu", inputs=inputs, load=inputs.__getitem__)
+    pictures = load(project, "prepare_data", "images")["train_images"][::2]
+    assert train_vae.ratio_to_floor(run, pictures, None) == pytest.approx(1, abs=1e-3)
+    assert capsys.readouterr().err == ""
+    noise = torch.randint(256, pictures.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert train_vae.ratio_to_floor(run, noise, None) > 10
+    assert "times as far from the training images as the images themselves" in capsys.readouterr().err
 
 
 def test_images_of_one_class_are_not_scored(project, tmp_path):

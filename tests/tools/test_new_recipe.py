@@ -91,7 +91,7 @@ def test_a_recipe_for_a_folder_of_images(copy, tmp_path):
 
 def test_a_few_pictures_get_a_table_of_what_can_be_said(copy, tmp_path):
     """12 of each class, of two sizes and one of a pixel, in folders with names for which YAML and figures have uses."""
-    root = tmp_path / "a: b #1"
+    root = tmp_path / "a: b #1 ${y}"
     draw_images(root, 36)
     for before, after in (("b", "$x$"), ("c", "桜")):
         (root / before).rename(root / after)
