@@ -139,8 +139,11 @@ def compute(run: Run[Config]) -> None:
         table[name] = {"data": images.config["data"], "n": n} | found
     files = {f"{name}.json": as_json({key: row[key] for key in CHIEF if key in row}) for name, row in table.items()}
     files |= {"measures.json": as_json(table), "table.md": markdown(table).encode()}
-    for file in [*filter(files.__contains__, run.outputs), *filter("table.png".__eq__, run.outputs)]:  # the figure last
-        run.write(file, files[file] if file in files else figure(table))
+    for file, content in files.items():
+        if file in run.outputs:
+            run.write(file, content)
+    if "table.png" in run.outputs:  # last, since a figure may fail where the results do not
+        run.write("table.png", figure(table))
 
 
 def without_twins(images: Artifact, features: Artifact, splits: Iterable[str]) -> dict[str, Artifact]:
