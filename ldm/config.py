@@ -152,14 +152,13 @@ def choices_of(section: type[Section]) -> dict[str, Registry[Any]]:
     return {name: extra["registry"] for name, extra in extras.items() if isinstance(extra, dict)}
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value in a message, where only the beginning of a long one is wanted."""
     form = reprlib.Repr()
-    form.maxstring = form.maxother = form.maxlong = 80
-    try:
-        return form.repr(value)
-    except ValueError:  # of an integer of thousands of digits
+    form.maxstring = form.maxother = 80
+    if isinstance(value, int) and abs(value) >= 10**80:  # Python itself writes none of thousands of digits
         return f"this {type(value).__name__}"
+    return form.repr(value)
 
 
 def _first_problem(cls: type[Section], error: ValidationError, where: str) -> str:
@@ -178,5 +177,6 @@ def _first_problem(cls: type[Section], error: ValidationError, where: str) -> st
         case "value_error":
             return f"{place}: {problem['ctx']['error']}{more}"
     expected = problem["msg"].replace("Input should be", "it should be")
-    quotes = ": write it in quotes" if problem["type"] == "string_type" else ""
-    return f"{place}: {_shown(problem['input'])} will not do; {expected}{quotes}{more}"
+    number = problem["type"] == "string_type" and isinstance(problem["input"], float)
+    quotes = ": write it in quotes" if number else ""
+    return f"{place}: {shown(problem['input'])} will not do; {expected}{quotes}{more}"

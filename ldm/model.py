@@ -1,5 +1,6 @@
 """The trained model as one object: load the pipeline's artifacts, sample and decode."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ldm import artifacts
 from ldm.artifacts import Artifact
-from ldm.config import MOST, Registry
+from ldm.config import MOST, Registry, shown
 from ldm.errors import InputError
 from ldm.networks.autoencoder import Decoder
 from ldm.precision import ieee_fp32
@@ -62,7 +63,7 @@ class Model:
         label: the class of all of them, by its name or its index, or a list of n classes; None takes that of the stage
         `sample`, and where it has none, each class by its quota. steps, sampler, spacing: None takes those of the stage
         `sample`; a sampler or spacing is its name, or {name: options}. Raises: InputError for an unknown name or class,
-        bad options, n or steps below 1, or a seed or first index that is no whole number from 0 on.
+        bad options, n or steps that are no whole numbers from 1 to 10⁹, or a seed or first index that is none from 0.
         """
         how: dict[str, Any] = {"label": label, "steps": steps, "sampler": sampler, "spacing": spacing}
         with torch.inference_mode(), ieee_fp32():
@@ -82,15 +83,15 @@ class Model:
 
     def save(self, path: str | Path) -> None:
         """Write the model as one file, which `load` takes: its networks, mean and deviation of each latent channel, and
-        how it was made.
+        how it was made. Raises: InputError for a folder, or what is no path.
         """
         tensors = {f"latents.{name}": self.parts["latents"][name] for name in MOMENTS}
         for kind in filter(self.parts.__contains__, NETWORKS):
             tensors |= {f"{kind}.{name}": tensor for name, tensor in self.parts[kind].tensors.items()}
         config = {kind: artifact.config for kind, artifact in self.parts.items()}
-        if Path(path).is_dir():
+        if (target := _path(path)).is_dir():
             raise InputError(f"{path} is a folder; name a file in it")
-        artifacts.save(Path(path), "model", tensors, config, list(self.parts.values()))
+        artifacts.save(target, "model", tensors, config, list(self.parts.values()))
 
     def labels(self, n: int, first: int = 0, *, label: Label | Sequence[Label] = None) -> Tensor | None:
         """The classes of the images that `sample` draws, (n,), by their index; None of a model without classes."""
@@ -105,7 +106,7 @@ class Model:
         if isinstance(label, str) or not isinstance(label, Sequence):
             index = self.denoiser.class_of(label)
             return None if index is None else dict.fromkeys(range(first, first + n), index)
-        plain: list[Any] = [one.item() if isinstance(one, Tensor) else one for one in label]
+        plain: list[Any] = [one.tolist() if isinstance(one, Tensor | np.ndarray) else one for one in label]
         each = [self.denoiser.class_of(one) for one in plain]
         if len(each) != n or None in each:
             wanted = f"a class that was trained on is wanted for each of {n} images, or one for all"
@@ -149,24 +150,29 @@ class Model:
 def _whole(name: str, value: Any, least: int, most: int = MOST) -> int:
     """Raises: InputError for a value that is no whole number within the bounds."""
     if not isinstance(value, Integral) or isinstance(value, bool) or not least <= int(value) <= most:
-        raise InputError(f"{name} {value!r}: a whole number from {least} to {most} is wanted")
+        raise InputError(f"{name} {shown(value)}: a whole number from {least} to {most} is wanted")
     return int(value)
+
+
+def _path(path: Any) -> Path:
+    """Raises: InputError for what is no path."""
+    if not isinstance(path, str | os.PathLike) or "\0" in os.fspath(path):
+        raise InputError(f"{path!r} is no path; name a file of Model.save, or a folder of artifacts")
+    return Path(path)
 
 
 def load(path: str | Path, device: str | None = None) -> Model:
     """The model in a file that `Model.save` wrote, or in a folder of artifacts, as `dvc repro` leaves it.
 
     device: None is the GPU where there is one, else the CPU. Raises: InputError for a device that is not there, a
-    missing or corrupt artifact, or ones that do not belong together.
+    missing or corrupt artifact, ones that do not belong together, or what is no path.
     """
     try:
         torch.empty(1, device=device)
     except (RuntimeError, TypeError, AssertionError) as error:  # a torch without CUDA asserts
         reason = str(error).partition("\n")[0]
         raise InputError(f"device {device!r}: {reason}; choose cpu, or cuda where torch can use a GPU") from None
-    if not isinstance(path, str | Path) or "\0" in str(path):
-        raise InputError(f"{path!r} is no path; name a file that Model.save wrote, or a folder of artifacts")
-    path = Path(path)
+    path = _path(path)
     parts = _parts_of_folder(path) if path.is_dir() else _parts_of_file(path)
     return Model.from_artifacts(parts, device or ("cuda" if torch.cuda.is_available() else "cpu"))
 

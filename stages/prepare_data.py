@@ -18,7 +18,7 @@ from PIL import ImageColor
 from pydantic import BeforeValidator, Field, model_validator
 
 from ldm import Count, Fraction, InputError, Natural, Section, Seed, artifacts, data, duplicates, groups_of_equals
-from ldm.config import Name
+from ldm.config import Name, shown
 from ldm.images import LARGEST
 from ldm.lazy import Generator, Tensor, torch
 from ldm.networks import FEATURES
@@ -43,7 +43,7 @@ def both_sides(size: object) -> object:
         return size, size
     if size is None or (isinstance(size, list | tuple) and len(size) == 2):
         return size
-    raise ValueError(f"{size!r} will not do; [height, width] or one side is wanted")
+    raise ValueError(f"{shown(size)} will not do; [height, width] or one side is wanted")
 
 
 class Config(Section):
@@ -85,7 +85,7 @@ class Config(Section):
         if abs(sum(self.shares) - 1) > 1e-6:
             raise InputError(f"shares {list(self.shares)} add up to {sum(self.shares):g}; they must to 1")
         try:
-            opaque = len(ImageColor.getrgb(self.background)) == 3
+            opaque = ImageColor.getrgb(self.background)[3:] in ((), (255,))
         except ValueError:
             opaque = False
         if not opaque:
@@ -139,7 +139,12 @@ def read(config: Config, generator: Generator) -> tuple[str, Splits, list[str]]:
     if config.source == "auto":
         problem = data.known.missing(name, root)
         if problem and stated != ROOT:
-            raise InputError(f"{problem}; name the folder that holds it, or leave root at {ROOT!r} to download it")
+            how = (
+                " in LDM_DATA_ROOT"
+                if os.environ.get("LDM_DATA_ROOT")
+                else f", or leave root at {ROOT!r} to download it"
+            )
+            raise InputError(f"{problem}; name the folder that holds it{how}")
         if problem and ".dvc/tmp" in Path.cwd().as_posix():
             raise InputError(f"{problem}, in this temporary workspace; set LDM_DATA_ROOT to where the images are")
         problem = problem and data.known.download(name, root, config.split)

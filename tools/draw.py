@@ -34,8 +34,10 @@ def command(
         raise InputError(f"--out {out}: name a .png file for a grid, or a .gif file for an animation")
     check_writable(out.parent)
     limit_threads()
-    model = model or (EXPORTED if EXPORTED.exists() or not COMMITTED.exists() else COMMITTED)
-    print(f"draw: the model in {model}")
+    if model is None:
+        model = EXPORTED if EXPORTED.exists() or not COMMITTED.exists() else COMMITTED
+        other = f", the committed one of MNIST, since {EXPORTED} is missing" if model == COMMITTED else ""
+        print(f"draw: the model is {model}{other}")
     loaded = ldm.load(model, pick_device(device))
     names = [labels] if labels in loaded.denoiser.class_names else [name.strip() for name in (labels or "").split(",")]
     own = list(islice(cycle(names), n)) if labels else None

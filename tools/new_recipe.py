@@ -85,7 +85,7 @@ def relocated(dag: dict[str, Any], source: str, target: str) -> dict[str, Any]:
 
 
 def of_folder(config: prepare_data.Config) -> tuple[Shape, int]:
-    """The shape (C, H, W) that a folder's pictures will have, from some of them, and how many there are.
+    """The shape (C, H, W) that a folder's pictures will have, from some of them if these have colours, and how many.
 
     Raises: InputError for a folder that is not there, or of whose pictures none can be read.
     """
@@ -97,7 +97,11 @@ def of_folder(config: prepare_data.Config) -> tuple[Shape, int]:
     if not pictures:
         reasons = folder.listing(x for x in results if isinstance(x, str)) or "it has no pictures"
         raise InputError(f"--set prepare_data.root={root}: no picture can be read: {reasons}")
-    return (max(x.shape[2] for x in pictures), *pictures[0].shape[:2]), len(paths)
+    colours = any(x.shape[2] == 3 for x in pictures) or (
+        config.channels == "auto"
+        and any(not isinstance(x, str) and x.shape[2] == 3 for x in folder.convert(paths, config.conversion()))
+    )
+    return (3 if colours else 1, *pictures[0].shape[:2]), len(paths)
 
 
 def fitting_settings(values: dict[str, Any], settings: Sequence[str], own_sizes: bool) -> list[str]:
@@ -157,12 +161,12 @@ def see_the_folder(dag: dict[str, Any], before: str, section: dict[str, Any]) ->
     what is no file, such as a named pipe. Raises: InputError for these two.
     """
     deps, old = dag["stages"]["prepare_data"]["deps"], Path(os.path.expanduser(before))
-    deps[:] = [dep for dep in deps if not Path(dep).is_absolute() and dep != as_path(old)]
+    deps[:] = [dep for dep in deps if not Path(dep).is_absolute() and Path(dep) != Path(as_path(old))]
     if section["dataset"] != "folder":
         return
-    root = Path(os.path.expanduser(section.get("root", prepare_data.ROOT)))
+    root = Path(os.path.expanduser(str(section.get("root", prepare_data.ROOT))))
     deps.append(as_path(root))
-    for folder, names in data.image_folder.walk(root):
+    for folder, names in data.image_folder.walk(root, hidden=True):
         deps += [as_path(folder.resolve())] if folder.is_symlink() and folder != root else []
         for path in (folder / name for name in names):
             if not path.is_file():
@@ -198,7 +202,7 @@ def command(folder: Path, source: Path, dropped: tuple[str, ...], settings: tupl
     for name in dropped:
         without(dag, name)
         values.pop(name, None)
-    before = values["prepare_data"].get("root", "")
+    before = str(values["prepare_data"].get("root", ""))
     with_settings(values, [*fitting_settings(values, settings, source != Path()), *settings])
     see_the_folder(dag, before, values["prepare_data"])
     dag = relocated(dag, *(path.resolve().relative_to(ROOT).as_posix() for path in (source, folder)))

@@ -100,14 +100,18 @@ def find(root: Path) -> Found:
     return Found(paths, [label for _, label in listed.samples], listed.classes, left_out)
 
 
-def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
+def walk(root: Path, hidden: bool = False) -> Iterator[tuple[Path, list[str]]]:
     """Each folder below `root` and the names of its files, links followed.
 
+    hidden: look into hidden folders beside the class folders too, which else have their names among the files'.
     Raises: InputError for a circle of links; OSError for a folder that may not be read.
     """
     above = {str(root): {os.path.realpath(root)}}  # folder → the real places of it and of those it is in
     for folder, inner, names in os.walk(root, onerror=_raise, followlinks=True):
         own = above.pop(folder)
+        if folder == str(root) and not hidden:
+            names += [name for name in inner if is_hidden(name)]
+            inner[:] = [name for name in inner if not is_hidden(name)]
         for name in inner:
             path = os.path.join(folder, name)
             if (real := os.path.realpath(path)) in own:
@@ -181,13 +185,15 @@ def pixels_of(path: Path, conversion: Conversion) -> Pixels:
     if conversion.size:
         height, width = conversion.size
         if conversion.fit == "pad" and min(width / image.width, height / image.height) * min(image.size) <= 0.5:
-            raise InputError(f"{form} would shrink to a line; set prepare_data.fit to crop or stretch")
+            raise InputError(f"{form} would shrink to a line; set prepare_data.fit to crop or stretch, or remove it")
         image = FITS[conversion.fit](image, (width, height), conversion.background)
     if max(image.size) > LARGEST:
-        raise InputError(f"{form} are more than {LARGEST} a side; set prepare_data.size, to which all are brought")
+        raise InputError(
+            f"{form} are more than {LARGEST} a side; set prepare_data.size, to which all are brought, or remove it"
+        )
     pixels = np.asarray(image).reshape(image.height, image.width, -1)
     grey = conversion.channels == "auto" and (pixels == pixels[..., :1]).all()
-    return pixels[..., :1] if grey else pixels
+    return np.ascontiguousarray(pixels[..., :1]) if grey else pixels
 
 
 def stacked(pictures: list[Pixels], paths: list[Path]) -> Pixels:

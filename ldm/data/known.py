@@ -6,6 +6,7 @@ Every file is checked by its MD5 at each reading, before anything in it is parse
 import contextlib
 import gzip
 import hashlib
+import os
 import shutil
 import socket
 import sys
@@ -69,8 +70,8 @@ def missing(name: str, root: Path) -> str | None:
     lacking = [place for place in places(name) if not (root / place).exists()]
     if not lacking:
         return None
-    near = [*root.absolute().parents[:3], *sorted(root.glob("*/"))]
-    found = next((other for other in near if all((other / place).exists() for place in places(name))), None)
+    near = [*Path(os.path.abspath(root)).parents[:3], *sorted(root.glob("*/"))]
+    found = next((other for other in near if all(os.path.exists(other / place) for place in places(name))), None)
     archive, folder = getattr(getattr(torchvision.datasets, SETS[name]), "filename", ""), root / lacking[0]
     instead = ""
     if found:

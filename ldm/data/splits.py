@@ -31,9 +31,12 @@ def split_by_shares(
     splits: dict[str, list[int]] = {name: [] for name in NAMES}
     if few := [label for label, own in of_class.items() if len(own) < len(NAMES)]:
         counts = listing(f"{names[label]} ({len(of_class[label])})" for label in few)
-        least = max(int((labels == label).sum()) for label in few) + 1
-        remedy = f"add some, or leave such classes out by min_per_class {least}"
-        raise InputError(f"classes with fewer than 3 different images that no class before has: {counts}; {remedy}")
+        sizes = torch.bincount(labels.long(), minlength=len(names)).tolist()
+        least = max(sizes[label] for label in few) + 1
+        others_stay = all(sizes[label] >= least for label in of_class if label not in few)
+        remedy = f"leave such classes out by min_per_class {least}" if others_stay else "remove their folders"
+        problem = f"classes with fewer than 3 different images that no class before has: {counts}"
+        raise InputError(f"{problem}; add some, or {remedy}")
     for own in of_class.values():
         missing, empty = wanted_of(sum(len(members[group]) for group in own), shares), list(NAMES)
         for i, group in enumerate(own):

@@ -41,9 +41,10 @@ class Guided:
         known = {name: index for index, name in enumerate(self.class_names) if self.class_sizes[index]}
         # letters with accents have two spellings, of which a folder's name and a keyboard may choose different ones
         of_text = {str(index): index for index in known.values()}
-        of_text |= {normalize("NFC", name): index for name, index in known.items()}
-        if isinstance(label, str) and (text := normalize("NFC", label)) in of_text:
-            return of_text[text]
+        of_text |= {normalize("NFC", name): index for name, index in known.items()} | known
+        for text in (label, normalize("NFC", label)) if isinstance(label, str) else ():
+            if text in of_text:
+                return of_text[text]
         if isinstance(label, Integral) and not isinstance(label, bool) and label in known.values():
             return int(label)
         raise InputError(f"label {label}: the denoiser was not trained on this class, but on {', '.join(known)}")

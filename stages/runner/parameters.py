@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from ldm import InputError, Section, choices_of
-from ldm.config import MOST
+from ldm.config import MOST, shown
 
 PARAMS = Path("params.yaml")
 DEEPEST = 9  # dots in the name of a parameter
@@ -67,7 +67,7 @@ def _yaml_value(key: str, text: str) -> Any:
     try:
         value = YAML(typ="safe", pure=True).load(text)
     except (YAMLError, ValueError, RecursionError):  # a date that does not exist is a ValueError
-        raise InputError(f"--set {key}: {text!r} is not a YAML value") from None
+        raise InputError(f"--set {key}: {shown(text)} is not a YAML value") from None
     return text if isinstance(value, date) else value
 
 

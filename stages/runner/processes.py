@@ -47,10 +47,15 @@ def usable_cores() -> int:
 
 
 def limit_threads() -> None:
-    """Let torch and NumPy use no more threads than there are cores for them, unless OMP_NUM_THREADS says how many."""
-    if "OMP_NUM_THREADS" not in os.environ and usable_cores() < torch.get_num_threads():
-        torch.set_num_threads(usable_cores())
-        threadpoolctl.threadpool_limits(usable_cores())
+    """Let no library use more threads than there are cores for it, unless OMP_NUM_THREADS says how many."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    cores = usable_cores()
+    torch.set_num_threads(min(cores, torch.get_num_threads()))
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(cores))  # for SciPy's, which is loaded later than NumPy's
+    for library in threadpoolctl.ThreadpoolController().lib_controllers:
+        if library.num_threads > cores:
+            library.set_num_threads(cores)
 
 
 def join(device: str) -> str:

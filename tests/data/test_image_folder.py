@@ -52,7 +52,7 @@ def test_nested_pictures_count_and_what_is_left_out_is_said(root):
     ]  # fmt: skip
     assert sum(found.labels) == 3  # of oak
     hidden, beside, others = found.left_out
-    assert hidden.startswith("3 hidden (")  # a file for each, also where a folder is hidden
+    assert hidden.startswith("3 hidden (")  # the two folders at the top count as one thing each
     assert beside == "1 beside the class folders (stray.png)"
     assert others == "3 no pictures by their names, or no files (ash/notes.txt, oak/Thumbs.db, oak/pipe.png)"
 

@@ -58,6 +58,8 @@ def test_no_split_is_empty_when_groups_are_large(values):
 
 
 def test_a_class_too_small_is_named_with_the_remedy():
-    words = r"classes with fewer than 3 .*: c1 \(2\), c2 \(1\); add some, or leave such classes out by min_per_class 4"
-    with pytest.raises(InputError, match=words):
+    words = r"classes with fewer than 3 .*: c1 \(2\), c2 \(1\); add some, or "
+    with pytest.raises(InputError, match=words + "remove their folders"):  # a number would leave out class 0 too
         split([0, 1, 2, 3, 4, 4, 5], [0, 0, 0, 1, 1, 1, 2])
+    with pytest.raises(InputError, match=words + "leave such classes out by min_per_class 4"):
+        split([0, 1, 2, 6, 3, 4, 4, 5], [0, 0, 0, 0, 1, 1, 1, 2])

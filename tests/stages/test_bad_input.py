@@ -347,6 +347,7 @@ def many_classes(root: Path) -> None:
         (lambda root: None, ["min_per_class=7"], "0 classes have 7 pictures; two are needed: lower min_per_class"),
         (lambda root: None, ["background=rde"], "background 'rde' is no opaque colour; write a name, or #rrggbb"),
         (lambda root: None, ["background=#12345600"], "background '#12345600' is no opaque colour; write a name"),
+        (five_classes, ["limit=1", "background=#ffffffff"], "limit 1 leaves no training image of "),
         (lambda root: None, ["shares=[0.7, 0.2, 0.2]"], "shares [0.7, 0.2, 0.2] add up to 1.1; they must to 1"),
         (lambda root: None, ["size=0"], "it should be greater than or equal to 1"),
         (lambda root: (root / "a/round").symlink_to(root.resolve()), [], "in which it lies itself; remove it"),

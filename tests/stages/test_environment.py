@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -78,13 +79,20 @@ def test_figures_in_a_notebooks_backend_and_with_any_name(run):
 def test_threads_are_no_more_than_the_cores_of_the_control_group(monkeypatch):
     """joblib reads its quota, in either version of control groups."""
     used: list[int] = []
+    blas = SimpleNamespace(num_threads=64, set_num_threads=used.append)
+    one = SimpleNamespace(num_threads=1, set_num_threads=lambda n: pytest.fail("more than it has"))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("torch.get_num_threads", lambda: 64)
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "")
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS")
+    monkeypatch.setattr("torch.get_num_threads", lambda: 32)
     monkeypatch.setattr("torch.set_num_threads", used.append)
+    controller = SimpleNamespace(lib_controllers=[blas, one])
+    monkeypatch.setattr("threadpoolctl.ThreadpoolController", lambda: controller)
     for cores in (2, 64):
         monkeypatch.setattr("joblib.cpu_count", lambda cores=cores: cores)
         processes.limit_threads()
-    assert used == [2]
+    assert used == [2, 2, 32]  # torch and BLAS in the first, torch as it is in the second
+    assert os.environ["OPENBLAS_NUM_THREADS"] == "2"
 
 
 def test_nested_brackets_end_in_one_line(run, tmp_path):

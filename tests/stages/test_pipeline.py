@@ -345,6 +345,8 @@ def test_python_interface_takes_other_samplers(project):
         ({"n": 1.5}, "n 1.5: a whole number from 1"),
         ({"n": True}, "n True: a whole number from 1"),
         ({"n": 2**70}, f"n {2**70}: a whole number from 1"),
+        ({"n": 1, "seed": 10**5000}, "seed this int: a whole number from 0"),
+        ({"n": 1, "label": [torch.tensor([1, 2])]}, r"label \[1, 2\]: the denoiser was not trained on this class"),
         ({"n": 1, "seed": -1}, "seed -1: a whole number from 0"),
         ({"n": 1, "first": -3}, "first -3: a whole number from 0"),
         ({"n": 3, "label": [1, 2]}, r"label \[1, 2\]: a class that was trained on is wanted for each of 3 images"),
@@ -366,8 +368,10 @@ def test_python_interface_takes_other_samplers(project):
         with pytest.raises(errors.InputError, match=f"device '{device}': .*; choose cpu, or cuda where"):
             ldm.load(project / "artifacts", device)
     for path in ("a\0b", 5, None):
-        with pytest.raises(errors.InputError, match=r"is no path; name a file that Model\.save wrote, or a folder"):
+        with pytest.raises(errors.InputError, match=r"is no path; name a file of Model\.save, or a folder"):
             ldm.load(path)
+        with pytest.raises(errors.InputError, match="is no path"):
+            model.save(path)
     with pytest.raises(errors.InputError, match="artifacts is a folder; name a file in it"):
         model.save(project / "artifacts")
     with pytest.raises(errors.InputError, match=r"samplers\.ddim\.eta: -1\.0 will not do"):

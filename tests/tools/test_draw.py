@@ -82,7 +82,7 @@ def test_before_the_pipeline_has_run_the_committed_model_draws(tmp_path):
     words = ("--labels", "0,1,2,3", "--n", "4", "--steps", "2", "--out", "digits.png")
     done = run_in(tmp_path, sys.executable, "-m", "tools.draw", *words, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr
-    assert "draw: the model in artifacts/fp32/model.safetensors" in done.stdout
+    assert "draw: the model is artifacts/fp32/model.safetensors, the committed one of MNIST, since" in done.stdout
     assert (tmp_path / "digits.png").exists()
 
 
