@@ -202,7 +202,7 @@ def test_a_mute_server_ends_a_download(tmp_path, monkeypatch, place):
         monkeypatch.setattr("urllib.request._opener", None)  # which keeps the proxies of its first use
         said = known.download("mnist", tmp_path / "new", "balanced")
         server.settimeout(1)
-        server.accept()  # it has been asked
+        server.accept()[0].close()  # it has been asked
     monkeypatch.setattr("urllib.request._opener", None)
     assert said.startswith(f"the download into {tmp_path / 'new'} failed")
     assert not list((tmp_path / "new").iterdir())
