@@ -337,7 +337,7 @@ def test_python_interface_takes_other_samplers(project):
     assert torch.equal(renamed.sample(2, seed=1, label="2"), model.sample(2, seed=1, label=1))
     assert torch.equal(renamed.sample(2, seed=1, label=np.array([1, 1])), model.sample(2, seed=1, label=1))
     assert model.labels(2, label=[torch.tensor(4), 3]).tolist() == [4, 3]
-    assert "tensor(" not in repr(model)  # whose weights are thousands of lines
+    assert len(repr(model)) < 5000  # without the weights, which are thousands of lines
     several[0] += 1  # a plain tensor, which may be edited
     assert model.labels(2, first=5).tolist() == load(project, "sample", "samples")["labels"][5:7].tolist()
     mistakes: list[tuple[dict, str]] = [
