@@ -50,7 +50,7 @@ def with_settings(section: dict[str, Any], settings: Sequence[str]) -> dict[str,
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or key.count(".") > DEEPEST:
-            raise InputError(f"--set {setting[:80]!r} is not of the form KEY=VALUE, with at most {DEEPEST} dots in KEY")
+            raise InputError(f"--set {shown(setting)} is not of the form KEY=VALUE, with at most {DEEPEST} dots in KEY")
         place, *inner, last = section, *key.split(".")
         for i, name in enumerate(inner):
             own = copy(place.get(name, {}))  # which an anchor may share with another place
