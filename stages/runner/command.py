@@ -71,7 +71,7 @@ def stage(
         "--until", metavar="TIME", help="End a training after 90s, 10m or 1.5h, not after its steps (needs --out)."
     )
     @_option("--device", default="auto", help="auto, cpu, cuda or cuda:i.")
-    @_from_environment("--save-every", type=click.FloatRange(min=0), default=60.0, help="Seconds between checkpoints.")
+    @_from_environment("--save-every", type=click.IntRange(min=0), default=60, help="Seconds between checkpoints.")
     @_from_environment("--no-resume", is_flag=True, help="Start anew, whatever checkpoints an earlier run has left.")
     @_from_environment("--deterministic", is_flag=True, help="Use only operations that always give the same bits.")
     @_from_environment("--processes", type=click.IntRange(min=1), default=1, help="Processes that torchrun starts.")

@@ -142,6 +142,7 @@ def test_a_hand_run_never_overwrites_tracked_artifacts(refused, option):
         (("--device", "tpu"), "choose auto, cpu, cuda or cuda:i"),
         (("--device", "cuda1"), "--device cuda1: choose auto, cpu, cuda or cuda:i"),
         (("--device", "cuda:00"), "--device cuda:00: choose auto, cpu, cuda or cuda:i"),
+        (("--save-every", "nan"), "'nan' is not a valid integer range"),
         (("--until", f"{'9' * 400}h", "--out", "out"), "write a time such as 90s"),
         (("--set", "seed=1", "--out", "artifacts/train_vae"), "--out artifacts/train_vae is where the tracked results"),
         (("--nosuch",), "--nosuch"),
