@@ -1,12 +1,13 @@
 """The sweep of quality against effort: a point, and the report of all."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import run_in
+from conftest import ROOT, run_in
 from PIL import Image
 
 from ldm import artifacts
@@ -100,3 +101,15 @@ def test_the_report(project, tmp_path):
     for name in "ab":
         (points / name / "point.json").unlink()
     assert "holds no points" in run_in(project, *command).stderr
+
+
+def test_the_table_is_written_before_the_figure(tmp_path):
+    """Of the committed points; where no figure can be drawn, the table is there."""
+    (tmp_path / "matplotlib.py").write_text("raise SystemExit('no figures')")
+    words = (sys.executable, "-m", "recipes.sweep.report", "--out", str(tmp_path / "out"))
+    done = run_in(ROOT, *words, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
+    assert done.returncode == 1
+    assert "no figures" in done.stderr
+    committed = (ROOT / "recipes/sweep/artifacts/table.md").read_text("utf-8")
+    assert (tmp_path / "out/table.md").read_text("utf-8") == committed
+    assert not (tmp_path / "out/sweep.png").exists()

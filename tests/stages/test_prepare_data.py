@@ -64,6 +64,24 @@ def test_without_data_or_connection_the_embedded_digits(prepare, monkeypatch, tm
     assert len(all_of(images, "images").flatten(1).unique(dim=0)) >= 4990
 
 
+def test_an_experiment_in_a_temporary_workspace_keeps_its_data(monkeypatch, tmp_path, capsys):
+    """`dvc exp run --temp` runs in a copy without the folder data; neither a download nor other digits replace it."""
+    workspace = tmp_path / ".dvc/tmp/exps/tmpabc"
+    workspace.mkdir(parents=True)
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, workspace)
+    monkeypatch.chdir(workspace)
+    monkeypatch.delenv("LDM_DATA_ROOT", raising=False)
+    monkeypatch.setattr(prepare_data.data.known, "download", None)
+    monkeypatch.setattr("sys.argv", ["prepare_data"])
+    with pytest.raises(SystemExit) as end:
+        prepare_data.main()
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(", in this temporary workspace; set LDM_DATA_ROOT to where the images are")
+    assert not list(workspace.rglob("*.safetensors"))
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not DATA_ROOT, reason="LDM_DATA_ROOT names no MNIST")
 def test_the_full_set(prepare, monkeypatch):

@@ -22,6 +22,15 @@ KINDS = {"train_vae": "vae", "train_diffusion": "denoiser"}
 # two processes would take a GPU each, and the bits of a result are only the same on a CPU, with as many threads
 ON_THE_CPU = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
+# the rest of the words is a name and a command, which runs on a host of that name
+RENAMED = ["unshare", "--user", "--map-root-user", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"']
+
+
+def can_be_named(name: str) -> bool:
+    return (
+        bool(shutil.which("unshare")) and subprocess.run([*RENAMED, name, "true"], capture_output=True).returncode == 0
+    )
+
 
 @pytest.fixture(scope="module")
 def copy(project, tmp_path_factory) -> Path:
@@ -166,6 +175,17 @@ def test_mistakes_are_said_before_the_start(copy, tmp_path, stage, arguments, me
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(not can_be_named("nosuch.invalid"), reason="this user may not rename the host")
+def test_the_name_of_the_host_need_not_resolve(copy, tmp_path):
+    """In a name space of its own the host has a name that no server knows."""
+    words = [*RENAMED, "nosuch.invalid", *command("sample", tmp_path / "out", "--processes", "2")]
+    done = run_in(copy, *words, **ON_THE_CPU)
+    assert done.returncode == 0, done.stderr
+    alone = run_in(copy, *command("sample", tmp_path / "alone"), **ON_THE_CPU)
+    assert alone.returncode == 0, alone.stderr
+    assert digests(tmp_path / "out") == digests(tmp_path / "alone")
 
 
 def test_a_stage_of_one_process_refuses_torchrun(copy, tmp_path):
