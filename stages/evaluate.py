@@ -18,7 +18,6 @@ validation images that are equal to a training image in every pixel are left out
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -137,11 +136,12 @@ def compute(run: Run[Config]) -> None:
         row = draw_row(name, images, generated, vae, n, config.seed)
         found = measures(run, name, row, spaces, manifold, images.config["class_names"])
         table[name] = {"data": images.config["data"], "n": n} | found
-    files = {f"{name}.json": as_json({key: row[key] for key in CHIEF if key in row}) for name, row in table.items()}
-    files |= {"measures.json": as_json(table), "table.md": markdown(table).encode()}
-    for file, content in files.items():
+    chief = {f"{name}.json": {key: row[key] for key in CHIEF if key in row} for name, row in table.items()}
+    for file, values in (chief | {"measures.json": table}).items():
         if file in run.outputs:
-            run.write(file, content)
+            run.write_json(file, values, digits=4)  # none is sure of more
+    if "table.md" in run.outputs:
+        run.write("table.md", markdown(table).encode())
     if "table.png" in run.outputs:  # last, since a figure may fail where the results do not
         run.write("table.png", figure(table))
 
@@ -194,10 +194,11 @@ def measures(
         mean = metrics.frechet.Ratio(ratios[:, 0].mean(), *np.sqrt((ratios[:, 1:] ** 2).sum(0)) / len(ratios))
         worst = max(within, key=within.__getitem__, default=None)
         found |= as_measures(f"within_{split}", mean)
-        found[f"worst_{split}"] = None if worst is None else within[worst].value
+        found |= as_measures(f"worst_{split}", metrics.frechet.Ratio(math.nan) if worst is None else within[worst])
         found[f"worst_{split}_class"] = None if worst is None else class_names[worst]
     if "test" in first.references:
-        found["copies"] = first.references["test"].copies(x) if spread else None
+        copied = first.references["test"].copies(x, config.resamples) if spread else metrics.frechet.Ratio(math.nan)
+        found |= as_measures("copies", copied)
     for key, answers in (("agree", seen), ("agree_second", second.classes(of_second))):
         found[key] = None if row.labels is None else float((answers == row.labels).double().mean())
     neighbours: Measures = dict.fromkeys(("precision", "recall", "density", "coverage"))
@@ -224,12 +225,6 @@ def as_measures(key: str, ratio: metrics.frechet.Ratio) -> Measures:
     """A ratio and its two deviations; null for what is not a number."""
     values = {key: ratio.value, f"{key}_std": ratio.std, f"{key}_real_std": ratio.real_std}
     return {name: None if value is None or np.isnan(value) else float(value) for name, value in values.items()}
-
-
-def as_json(values: Measures) -> bytes:
-    """JSON, the numbers to four significant digits: more than any of them is sure of."""
-    rounded = json.loads(json.dumps(values), parse_float=lambda text: float(f"{float(text):.4g}"))
-    return json.dumps(rounded, indent=1).encode()
 
 
 def markdown(table: dict[str, Measures]) -> str:

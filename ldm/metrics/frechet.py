@@ -158,14 +158,15 @@ class Reference:
         """Those of the training images, in order."""
         return [int(label) for label in np.unique(self.train.labels)]
 
-    def copies(self, features: Features) -> float:
-        """The distance to the held-out images, over that of as many training images.
+    def copies(self, features: Features, resamples: int = 0) -> Ratio:
+        """The distance to the held-out images, over that of as many training images, whose deviation is `real_std`.
 
         It is about 1 for copies of training images, and for a perfect model of them; 0 for all the held-out images
         themselves; above 1 where copies alone would lie closer.
         """
-        copied = moments(self.train.features[: len(features)], "training images")
-        return frechet_distance(moments(features), self.of_held_out) / frechet_distance(copied, self.of_held_out)
+        copied, of = self.train.features[: len(features)], self.of_held_out
+        value = _distance(features, of) / _distance(copied, of)
+        return _deviating(value, _scatter(features, of, resamples), _scatter(copied, of, resamples))
 
     def _ratio(self, row: Features, held_out: Features, train: Moments, label: int | None, resamples: int) -> Ratio:
         """label: the class of all of them, None for any: floors are computed once for each."""
@@ -176,8 +177,12 @@ class Reference:
         floor, real = self.floors[key]
         if floor < 1e-6 * np.trace(train.covariance):  # of equal sets, what rounding leaves
             raise InputError(f"{self.name} are no other than the training images, so that there is no floor")
-        value, own = _distance(row[:n], train) / floor, _scatter(row[:n], train, resamples)
-        return Ratio(value, value * math.hypot(own, real), value * real) if own and real else Ratio(value)
+        return _deviating(_distance(row[:n], train) / floor, _scatter(row[:n], train, resamples), real)
+
+
+def _deviating(value: float, own: float | None, real: float | None) -> Ratio:
+    """The ratio with the deviations that those of its two distances make, which are relative to them."""
+    return Ratio(value, value * math.hypot(own, real), value * real) if own and real else Ratio(value)
 
 
 def _distance(features: Features, train: Moments) -> float:

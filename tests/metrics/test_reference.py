@@ -43,12 +43,13 @@ def test_a_ratio_is_of_equally_many(reference):
 
 def test_copies_score_one(reference):
     wide = Reference(drawn(20_000, 0, d=32), drawn(1000, 1, d=32))  # of 32 features a distance is sure to a tenth
-    assert wide.copies(wide.train.features[1000:2000]) == pytest.approx(1, abs=0.3)  # not those of the denominator
+    others = wide.train.features[1000:2000]  # not those of the denominator
+    assert wide.copies(others).value == pytest.approx(1, abs=0.3)
     train = reference.train.features
-    assert reference.copies(reference.held_out.features) == pytest.approx(0, abs=1e-6)
+    assert reference.copies(reference.held_out.features).value == pytest.approx(0, abs=1e-6)
     fresh = drawn(1000, 3).features
     expected = distance(fresh, reference.held_out.features) / distance(train[:1000], reference.held_out.features)
-    assert reference.copies(fresh) == pytest.approx(expected)
+    assert reference.copies(fresh) == (pytest.approx(expected), None, None)
 
 
 def test_within_a_class_only_that_class_counts(reference):
@@ -92,3 +93,15 @@ def test_the_deviation_is_that_of_fresh_sets(row_shift, held_out_shift):
     assert all(0 < ratio.real_std < ratio.std for ratio in found)
     within = references[0].within(by_chance(400, 101, row_shift), resamples=50)
     assert all(0 < ratio.real_std < ratio.std for ratio in within.values())
+
+
+def test_the_deviation_of_copies_is_that_of_fresh_sets():
+    """Of fresh rows and fresh training images, far enough from the held-out images that a bootstrap lacks little."""
+    held_out = by_chance(20_000, 0, 1.0)
+    references = [Reference(by_chance(400, seed), held_out) for seed in range(1, 61)]
+    rows = [by_chance(400, seed, 0.2).features for seed in range(101, 161)]
+    fresh = np.std([one.copies(row).value for one, row in zip(references, rows, strict=True)], ddof=1)
+    found = [references[i].copies(rows[i], 50) for i in range(10)]
+    sure = 0.27  # thrice what 60 pairs leave unsure
+    assert np.mean([ratio.std for ratio in found]) == pytest.approx(fresh, rel=sure)
+    assert all(0 < ratio.real_std < ratio.std for ratio in found)
