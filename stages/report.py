@@ -13,7 +13,6 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from importlib import import_module
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from stages.runner import DAG, LOGS, ROOT, Run, digest_of, files_of, new_figure,
 
 TEMPLATE = "report.html"
 TYPES = {".png": "image/png", ".gif": "image/gif", ".svg": "image/svg+xml"}
-COLOURS = "#0072b2", "#b34700"  # told apart by the colour-blind (after Okabe & Ito), contrast to white at least 4.5
 WORDS = read_yaml(ROOT / "stages/runner/report.yaml")
 PICTURES, MEMORISATION = WORDS["pictures"], WORDS["memorisation"]
 Picture = tuple[str, str, str]  # heading, what it shows, and the picture as a data: address
@@ -119,10 +117,10 @@ def curves(title: str, history: list[dict[str, Any]], x: str, names: list[str]) 
     """Training curves; the words say where each of them ends, and where it was lowest. Without points, no picture."""
     figure = new_figure(7, 3)
     axes, said = figure.add_subplot(xlabel=x), []
-    for name, colour, style in zip(names, cycle(COLOURS), cycle(("-", "--", ":"))):
+    for name in names:
         points = [(row[x], row[name]) for row in history if row.get(name) is not None]
         if points:
-            axes.plot(*zip(*points, strict=True), style, color=colour, label=name.replace("_", " "))
+            axes.plot(*zip(*points, strict=True), label=name.replace("_", " "))
             best, (last, end) = min(points, key=lambda point: point[1]), points[-1]
             lowest = "" if best[1] == end else f", after {best[1]:.4g} at {x} {best[0]:,}"
             said.append(f"{name.replace('_', ' ')} {end:.4g} at {x} {last:,}{lowest}")

@@ -4,12 +4,17 @@ import io
 import os
 from typing import Any
 
+# told apart by the colour-blind (after Okabe & Ito) and in grey by their strokes; contrast to white at least 4.5
+COLOURS = "#0072b2", "#b34700", "#00734f", "#8f3a74", "#555555"
+STROKES = "-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1))
+
 
 def new_figure(width: float, height: float) -> Any:
     """An empty matplotlib figure, in inches. Texts are as they are written: a $ in a name begins no formula."""
     os.environ["MPLBACKEND"] = "agg"  # not that of a notebook, which may not be here
     import matplotlib.figure  # takes a second, for which --help should not wait
 
+    matplotlib.rcParams["axes.prop_cycle"] = matplotlib.cycler(color=COLOURS, linestyle=STROKES)
     matplotlib.rcParams["text.parse_math"] = False
     matplotlib.rcParams["svg.fonttype"] = "none"  # texts stay texts: a browser has the letters of every script
     return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")

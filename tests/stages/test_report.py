@@ -15,8 +15,9 @@ import pytest
 from conftest import ROOT, run_in
 from PIL import Image
 
-from stages.report import COLOURS, PICTURES, cell
+from stages.report import PICTURES, cell
 from stages.runner import read_yaml
+from stages.runner.figures import COLOURS
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 VOID = {"meta", "link", "img", "br"}
