@@ -93,9 +93,8 @@ def figure(scores: dict[str, np.ndarray]) -> bytes:
     picture = new_figure(9, 3)
     ax = picture.add_subplot()
     for name, score in scores.items():
-        density, edges = np.histogram(score, np.linspace(0, 1, 81), density=True)
-        ax.plot(edges[1:], density, drawstyle="steps-pre", label=name)
-    ax.set(xlabel="distance to the nearest training image / mean distance to the next ones", yticks=[])
+        ax.ecdf(score, label=name)
+    ax.set(xlabel="distance to the nearest training image / mean distance to the next ones", ylabel="share of images")
     ax.legend()
     return png_of(picture)
 

@@ -5,8 +5,8 @@ import os
 from typing import Any
 
 # told apart by the colour-blind (after Okabe & Ito) and in grey by their strokes; contrast to white at least 4.5
-COLOURS = "#0072b2", "#b34700", "#00734f", "#8f3a74", "#555555"
-STROKES = "-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1))
+COLOURS = "#0072b2", "#b34700", "#00734f", "#8f3a74", "#555555", "#000000"
+STROKES = "-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2))
 
 
 def new_figure(width: float, height: float) -> Any:
