@@ -395,6 +395,8 @@ def test_a_stated_root_is_never_downloaded_to(refused, monkeypatch):
             {"train_diffusion.penalty": "l1", "train_diffusion.weighting": "snr"},
             "weighting 'snr' needs penalty l2, not 'l1'",
         ),
+        ({"train_diffusion.penalty": "l1", "train_diffusion.references": 64}, "references need penalty l2, not 'l1'"),
+        ({"train_diffusion.references": -1}, "train_diffusion.references: -1 will not do"),
         ({"train_diffusion.guide_step": 525}, "guide_step 525 must be a multiple of record_every 50"),
         ({"sample.guidance.weight": 0.5}, "sample.guidance.weight: 0.5 will not do"),
         (
