@@ -14,7 +14,8 @@ def new_figure(width: float, height: float) -> Any:
     os.environ["MPLBACKEND"] = "agg"  # not that of a notebook, which may not be here
     import matplotlib.figure  # takes a second, for which --help should not wait
 
-    matplotlib.rcParams["axes.prop_cycle"] = matplotlib.cycler(color=COLOURS, linestyle=STROKES)
+    cycler = matplotlib.cycler  # type: ignore[attr-defined] # which its stubs leave out
+    matplotlib.rcParams["axes.prop_cycle"] = cycler(color=COLOURS, linestyle=STROKES)
     matplotlib.rcParams["text.parse_math"] = False
     matplotlib.rcParams["svg.fonttype"] = "none"  # texts stay texts: a browser has the letters of every script
     return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
