@@ -94,8 +94,8 @@ def test_the_report(project, tmp_path):
     with Image.open(tmp_path / "out/sweep.png") as file:
         picture = np.asarray(file.convert("RGB"))
     assert (picture == 255).all(-1).mean() > 0.7  # the ground
-    assert has_colour(picture, (0x1F, 0x77, 0xB4))  # matplotlib's first two
-    assert has_colour(picture, (0xFF, 0x7F, 0x0E))
+    assert has_colour(picture, (0x00, 0x72, 0xB2))  # the first two of stages/runner/figures.py
+    assert has_colour(picture, (0xB3, 0x47, 0x00))
     (points / "a/point.json").write_text("{}")
     assert "a/point.json is no point of the sweep" in run_in(project, *command).stderr
     for name in "ab":

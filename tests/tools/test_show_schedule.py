@@ -63,5 +63,5 @@ def test_schedules_are_drawn_side_by_side(folder):
     with Image.open(io.BytesIO(drawn)) as file:
         picture = np.asarray(file.convert("RGB"))
     assert (picture == 255).all(-1).mean() > 0.7  # the ground
-    for colour in ((0x1F, 0x77, 0xB4), (0xFF, 0x7F, 0x0E), (0x2C, 0xA0, 0x2C), (0xD6, 0x27, 0x28)):
+    for colour in ((0x00, 0x72, 0xB2), (0xB3, 0x47, 0x00), (0x00, 0x73, 0x4F), (0x8F, 0x3A, 0x74)):
         assert (picture == colour).all(-1).sum() > 50  # a line
