@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import shutil
 import sys
@@ -116,7 +117,7 @@ def test_a_few_pictures_get_a_table_of_what_can_be_said(copy, tmp_path):
 
 
 def test_links_in_a_folder_are_seen_by_dvc(copy, tmp_path):
-    """A picture that is added below a linked class is one more; a link to nothing is refused before DVC fails at it."""
+    """A picture below a linked class is one more; a link to nothing and a pipe are refused before DVC fails at them."""
     draw_images(tmp_path / "bars", 30)
     (tmp_path / "bars/c").rename(tmp_path / "far")
     (tmp_path / "bars/c").symlink_to(tmp_path / "far")
@@ -137,11 +138,14 @@ def test_links_in_a_folder_are_seen_by_dvc(copy, tmp_path):
     deps = read_yaml(copy / "recipes/odd/dvc.yaml")["stages"]["prepare_data"]["deps"]
     assert [dep for dep in deps if Path(dep).is_absolute()] == [str(tmp_path / "odd")]
     assert read_yaml(copy / "recipes/odd/params.yaml")["train_diffusion"]["networks"]["unet"]["patch"] == 2
-    (tmp_path / "odd/a/lost.png").symlink_to("nowhere")
-    done = new_recipe(copy, "recipes/lost", *other, "--from", "recipes/linked")
-    assert done.returncode == 2
-    assert "odd/a/lost.png is a link to nothing, at which DVC fails; mend or remove it" in done.stderr
-    assert not (copy / "recipes/lost").exists()
+    lost = tmp_path / "odd/a/lost.png"
+    for make, kind in ((lambda: lost.symlink_to("nowhere"), "a link to nothing"), (lambda: os.mkfifo(lost), "no file")):
+        make()
+        done = new_recipe(copy, "recipes/lost", *other, "--from", "recipes/linked")
+        assert done.returncode == 2
+        assert f"odd/a/lost.png is {kind}, at which DVC fails; mend or remove it" in done.stderr
+        assert not (copy / "recipes/lost").exists()
+        lost.unlink()
 
 
 def experiments_work(copy: Path, folder: Path) -> None:
