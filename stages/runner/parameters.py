@@ -1,6 +1,6 @@
 """Parameter files: YAML in, validated sections out, and the rows of `--help`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from datetime import date
 from pathlib import Path
@@ -81,9 +81,8 @@ class Parameter(NamedTuple):
     meaning: str
 
 
-def parameters_of(config: type[Section], values: Any, prefix: str = "") -> list[Parameter]:
+def parameters_of(config: type[Section], values: Any, prefix: str = "") -> Iterator[Parameter]:
     """The parameters of a section, also the options of choices that were not made."""
-    rows: list[Parameter] = []
     values = values if isinstance(values, dict) else {}
     registries = choices_of(config)
     tables = {registry.name: registry for registry in registries.values()}
@@ -92,22 +91,16 @@ def parameters_of(config: type[Section], values: Any, prefix: str = "") -> list[
         if key in tables:
             table = found if isinstance(found := values.get(key), dict) else {}
             for name in sorted(tables[key].functions):
-                rows += parameters_of(tables[key].options(name), table.get(name), f"{prefix}{key}.{name}.")
+                yield from parameters_of(tables[key].options(name), table.get(name), f"{prefix}{key}.{name}.")
         elif isinstance(annotation, type) and issubclass(annotation, Section):
-            rows += parameters_of(annotation, values.get(key), f"{prefix}{key}.")
+            yield from parameters_of(annotation, values.get(key), f"{prefix}{key}.")
         else:
             default = "(required)" if field.is_required() else field.get_default(call_default_factory=True)
-            limits = [
-                f"{SIGNS[k]} {getattr(meta, k)}"
-                for meta in field.metadata
-                for k in SIGNS
-                if getattr(meta, k, MOST) < MOST
-            ]
+            bounds = [(sign, getattr(meta, name, MOST)) for meta in field.metadata for name, sign in SIGNS.items()]
+            limits = [f"{sign} {bound}" for sign, bound in bounds if bound < MOST]
             form = ", ".join([type_name(annotation), *limits])
             names = f" ({', '.join(sorted(registries[key].functions))})" if key in registries else ""
-            about = f"{prefix}{key}", values.get(key, default), default, form, f"{field.description}{names}"
-            rows.append(Parameter(*about))
-    return rows
+            yield Parameter(f"{prefix}{key}", values.get(key, default), default, form, f"{field.description}{names}")
 
 
 def type_name(annotation: Any) -> str:
