@@ -17,6 +17,7 @@ import click
 
 from ldm import InputError, artifacts, metrics, networks, write_atomic
 from ldm.lazy import Tensor, torch
+from stages.evaluate import labelled
 from stages.runner import check_writable, files_of, limit_threads, pick_device, run_command
 
 
@@ -34,10 +35,7 @@ def command(vaes: tuple[str, ...], recipe: Path, device: str, out: Path) -> None
     device, inputs = pick_device(device), files_of("train_vae", recipe, (), None)[0]
     images, features, found = (artifacts.load(inputs[kind], kind) for kind in ("images", "features", "classifier"))
     classifier, originals = networks.classifier.Classifier.from_artifact(found, device), images["validation_images"]
-    train, validation = (
-        metrics.frechet.Labelled(features[split].numpy(), images[f"{split}_labels"].numpy())
-        for split in ("train", "validation")
-    )
+    train, validation = (labelled(features[split], images[f"{split}_labels"]) for split in ("train", "validation"))
     reference = metrics.frechet.Reference(train, validation, "validation images")
 
     def ratio(decoded: Tensor) -> float:
@@ -49,9 +47,8 @@ def command(vaes: tuple[str, ...], recipe: Path, device: str, out: Path) -> None
         artifacts.merge_lineage([images, vae])
         network = networks.autoencoder.from_artifact(vae, device)
         posterior = networks.autoencoder.encode_images(network, originals.to(device))
-        between = midpoints(posterior)
         values = {"reconstructions": ratio(networks.autoencoder.decode_images(network, posterior.mean))}
-        values |= {"midpoints": ratio(networks.autoencoder.decode_images(network, between))}
+        values |= {"midpoints": ratio(networks.autoencoder.decode_images(network, midpoints(posterior)))}
         values |= {"kl": posterior.kl_divergence().double().sum().item() / len(originals)}
         result[name] = values | {"config": vae.config}
         print(f"{name}: FID / validation {values['reconstructions']:.3g}, of midpoints {values['midpoints']:.3g}")
