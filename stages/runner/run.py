@@ -13,6 +13,7 @@ from ldm.lazy import Tensor
 from stages.runner.parameters import PARAMS, read_yaml
 
 C = TypeVar("C", bound=Section)
+Files = dict[str, Path]
 DAG = Path("dvc.yaml")
 
 
@@ -22,8 +23,8 @@ class Run(Generic[C]):
 
     name: str
     config: C
-    inputs: dict[str, Path]  # by file stem, which for an artifact is its kind
-    outputs: dict[str, Path]  # by file name
+    inputs: Files  # by file stem, which for an artifact is its kind
+    outputs: Files  # by file name
     device: str
     save_every: float = 60.0  # seconds between two checkpoints
     resume: bool = True  # whether to go on from an earlier run's checkpoint
@@ -85,9 +86,7 @@ def _previous(path: Path) -> Path:
     return path.with_name(f"previous.{path.name}")
 
 
-def files_of(
-    name: str, recipe: Path, sources: Sequence[str], out: Path | None
-) -> tuple[dict[str, Path], dict[str, Path]]:
+def files_of(name: str, recipe: Path, sources: Sequence[str], out: Path | None) -> tuple[Files, Files]:
     """The data files of a stage as the dvc.yaml of a recipe states them: inputs by stem, outputs by file name.
 
     Data lie in folders called artifacts, or are safetensors files in one that a variable names; the other dependencies
