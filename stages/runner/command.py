@@ -97,9 +97,9 @@ def stage(
         for folder in sorted({path.parent for path in outputs.values()}):
             check_writable(folder)
         asked = click.get_current_context().get_parameter_source("processes") is ParameterSource.COMMANDLINE
-        if not parallel and (processes.UNDER_TORCHRUN or (asked and given["processes"] > 1)):
+        if not parallel and (processes.COUNT > 1 or (asked and given["processes"] > 1)):
             raise InputError("this stage runs in one process; start it without torchrun, and without --processes")
-        if processes.UNDER_TORCHRUN:
+        if processes.COUNT > 1:
             this = replace(this, device=processes.join(this.device))
         elif parallel and given["processes"] > 1:
             processes.launch(this, given["processes"])

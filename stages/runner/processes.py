@@ -14,7 +14,6 @@ from stages.runner.run import Run
 TORCHRUN = "TORCHELASTIC_RUN_ID" in os.environ
 RANK = int(os.environ["RANK"]) if TORCHRUN else 0  # torchrun's number of this process
 COUNT = int(os.environ["WORLD_SIZE"]) if TORCHRUN else 1
-UNDER_TORCHRUN = COUNT > 1
 
 
 def launch(run: Run[Any], processes: int) -> NoReturn:
