@@ -24,18 +24,11 @@ def launch(run: Run[Any], processes: int) -> NoReturn:
         _check_gpus(run.device, processes)
     run.load_all()  # what is missing or corrupt is said once, before there are several to say it
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
-    use_loopback()
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
     torchrun += ["--nproc-per-node", str(processes)]
     spec = sys.modules["__main__"].__spec__
     module = spec.name if spec else f"stages.{run.name}"
     os.execv(sys.executable, [*torchrun, "--module", module, *sys.argv[1:]])
-
-
-def use_loopback() -> None:
-    """One machine needs no more, and its name may not resolve."""
-    for library in ("GLOO", "NCCL"):
-        os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
 
 
 def usable_cores() -> int:
@@ -60,7 +53,8 @@ def limit_threads() -> None:
 def join(device: str) -> str:
     """Join the other processes. Returns the device of this one: the CPU, or a GPU that no other process has."""
     if os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]:
-        use_loopback()
+        for library in ("GLOO", "NCCL"):  # one machine needs no more than loopback, and its name may not resolve
+            os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
     if not device.startswith("cuda"):
         torch.distributed.init_process_group("gloo")
         return device
