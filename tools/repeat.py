@@ -62,14 +62,12 @@ class Repetition(NamedTuple):
             words = [*sources, *(word for text in own for word in ("--set", text)), "--out", str(out)]
             stage = subprocess.Popen([sys.executable, "-m", f"stages.{name}", *words])
             try:
-                code = stage.wait()
-            except KeyboardInterrupt:  # the stage has it too, and keeps its state first
                 stage.wait()
-                raise
-            except Interrupted:
+            except Interrupted:  # Ctrl-C is sent to the stage too
                 stage.terminate()
-                stage.wait()
                 raise
+            finally:
+                code = stage.wait()  # until it has kept its state
             if code:
                 raise InputError(f"seed {seed}: {name} failed (exit code {code}); its message is above")
             made = made | {path.stem: path for path in out.glob("*.safetensors")}
