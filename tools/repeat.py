@@ -185,13 +185,13 @@ def command(train: list[int], sample: list[int], settings: tuple[str, ...], out:
     repetition = Repetition(out, settings)
     rows = [repetition.trained(seed, sample) for seed in train] or [repetition.sampled(sample, out, {})]
     about = {key: rows[0][0][key] for key in ("data", "n")} | {"train": train, "sample": sample, "set": settings}
-    result = about | summary(rows)
-    write_atomic(out / "summary.json", json.dumps(result, indent=1).encode())
-    print(f"{result['data']}, n = {result['n']}, sampling seeds {sample}, training seeds {train or 'as committed'}")
-    for name, value in result.items():
-        if isinstance(value, dict) and value["mean"] is None:
+    measures = summary(rows)
+    write_atomic(out / "summary.json", json.dumps(about | measures, indent=1).encode())
+    print(f"{about['data']}, n = {about['n']}, sampling seeds {sample}, training seeds {train or 'as committed'}")
+    for name, value in measures.items():
+        if value["mean"] is None:
             print(f"{name:>15} –, since it is null in some of the runs")
-        elif isinstance(value, dict):
+        else:
             sources = {word: value[f"{word}_std"] for word in ("training", "sampling", "real")}
             said = " ".join(f"± {std:.2g} ({word})" for word, std in sources.items() if std is not None)
             print(f"{name:>15} {value['mean']:.4g} {said}, {value['low']:.4g} to {value['high']:.4g}")
