@@ -6,7 +6,6 @@ python -m tools.new_recipe recipes/mine --from recipes/fashion_ddpm     from ano
 python -m tools.new_recipe recipes/mine --without train_vae             pixels instead of latents
 """
 
-import copy
 import math
 import os
 import re
@@ -112,9 +111,8 @@ def fitting_settings(values: dict[str, Any], settings: Sequence[str], own_sizes:
     for fewer steps. own_sizes: whether the values are another recipe's, whose sizes stay, but for a U-Net's patches of
     pixels, which must fit. Raises: as `of_folder`, and for a folder that is not named.
     """
-    original, before = values, values["prepare_data"].get("dataset")
-    values = with_settings(copy.deepcopy(original), settings)
-    config = prepare_data.Config.parse(values["prepare_data"], "prepare_data")
+    before = values["prepare_data"].get("dataset")
+    config = prepare_data.Config.parse(with_settings(dict(values), settings)["prepare_data"], "prepare_data")
     named = before == "folder" or any(text.startswith("prepare_data.root=") for text in settings)
     if config.dataset == "folder" and not named:
         raise InputError("--set prepare_data.dataset=folder: which one? Add --set prepare_data.root=FOLDER")
@@ -133,8 +131,8 @@ def fitting_settings(values: dict[str, Any], settings: Sequence[str], own_sizes:
             found |= COLOUR if shape[0] == 3 else {}
         found[f"{NETWORK}.width"] = 64 if channels * height * width <= 512 else 96
         found[OPTIMISATION + "batch_size"] = batch_size = 256 if height * width <= 100 else 64
-    values = with_settings(copy.deepcopy(original), [*as_settings(found), *settings])
-    training = train_diffusion.Config.parse(values["train_diffusion"], "train_diffusion")
+    fitted = with_settings(dict(values), [*as_settings(found), *settings])
+    training = train_diffusion.Config.parse(fitted["train_diffusion"], "train_diffusion")
     patch = training.networks.get("unet", {}).get("patch", 1)
     if "train_vae" not in values and any(side % patch for side in shape[1:]):
         found[f"{NETWORK}.patch"] = math.gcd(patch, *shape[1:])

@@ -45,7 +45,8 @@ def read_section(path: Path, name: str) -> dict[str, Any]:
 def with_settings(section: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
     """The section, changed in place by `key=value` settings, where a dotted key names a place in an inner mapping.
 
-    Unknown keys are set too: `Section.parse` refuses them later. Raises: InputError for text that is no setting.
+    Inner mappings are replaced by changed copies. Unknown keys are set too: `Section.parse` refuses them later. Raises:
+    InputError for text that is no setting.
     """
     for setting in settings:
         key, equals, text = setting.partition("=")
