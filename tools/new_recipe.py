@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -90,16 +91,13 @@ def of_folder(config: prepare_data.Config) -> tuple[Shape, int]:
     """
     folder, root = data.image_folder, Path(os.path.expanduser(config.root))
     paths = folder.find(root).paths
-    some = paths[:: max(len(paths) // 100, 1)]
-    results = list(folder.convert(some, config.conversion()))
+    results = list(folder.convert(paths[:: max(len(paths) // 100, 1)], config.conversion()))
     pictures = [x for x in results if not isinstance(x, str)]
     if not pictures:
         reasons = folder.listing(x for x in results if isinstance(x, str)) or "it has no pictures"
         raise InputError(f"--set prepare_data.root={root}: no picture can be read: {reasons}")
-    colours = any(x.shape[2] == 3 for x in pictures) or (
-        config.channels == "auto"
-        and any(not isinstance(x, str) and x.shape[2] == 3 for x in folder.convert(paths, config.conversion()))
-    )
+    others = folder.convert(paths, config.conversion()) if config.channels == "auto" else ()
+    colours = any(x.shape[2] == 3 for x in chain(pictures, others) if not isinstance(x, str))
     return (3 if colours else 1, *pictures[0].shape[:2]), len(paths)
 
 
