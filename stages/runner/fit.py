@@ -82,9 +82,8 @@ def fit(
                 due = over * POINTS >= points + 1 if run.until else len(curve) % every == every - 1
                 checked = not RANK and (due or over >= 1)
                 points += checked
-                validation = validate(cast(N, record.averaged)) if checked else None
-                losses = {"loss": record.loss, "validation_loss": validation}
-                curve.append({"step": record.step} | {name: _finite(loss) for name, loss in losses.items()})
+                validated = validate(cast(N, record.averaged)) if checked else None
+                curve.append({"step": record.step, "loss": _finite(record.loss), "validation_loss": _finite(validated)})
                 _show(run, curve)
                 progress.set_postfix(loss=f"{record.loss:.4f}", skipped=record.skipped, refresh=False)
                 progress.update(record.step * settings.batch_size - progress.n)
