@@ -26,7 +26,6 @@ TYPES = {".png": "image/png", ".gif": "image/gif", ".svg": "image/svg+xml"}
 WORDS = read_yaml(ROOT / "stages/runner/report.yaml")
 PICTURES, MEMORISATION = WORDS["pictures"], WORDS["memorisation"]
 Picture = tuple[str, str, str]  # heading, what it shows, and the picture as a data: address
-Measure = tuple[str, str, list[str]]  # name, meaning, and a cell for each row of the table of results
 
 
 class Config(Section):
@@ -58,8 +57,8 @@ def compute(run: Run[Config]) -> None:
     print(f"{run.name}: the page is {path}")
 
 
-def measures(table: dict[str, Any], dag: dict[str, Any]) -> list[Measure]:
-    """The lines of the table, each with the sentence that the help of a stage has for it."""
+def measures(table: dict[str, Any], dag: dict[str, Any]) -> list[tuple[str, str, list[str]]]:
+    """(name, meaning, a cell for each row) of the measures; the meaning is what the help of a stage says of one."""
     modules = re.findall(r"stages/run ([\w.]+)", json.dumps(dag["stages"]))
     told = "\n".join(import_module(module).__doc__ or "" for module in modules)
     lines = re.findall(r"^([\w…]+(?:, [\w…]+)*)  +(\S.*)$", told, re.MULTILINE)

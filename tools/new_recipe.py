@@ -23,8 +23,7 @@ from stages import prepare_data, train_diffusion
 from stages.runner import DAG, PARAMS, ROOT, path_of, read_section, read_yaml, run_command, with_settings
 from tools.check import check_parameters
 
-Shape = tuple[int, int, int]  # (C, H, W)
-SHAPES = dict.fromkeys(("cifar10", "cifar100", "svhn"), (3, 32, 32))  # of the others that of MNIST
+SHAPES = dict.fromkeys(("cifar10", "cifar100", "svhn"), (3, 32, 32))  # (C, H, W); of the others that of MNIST
 MNIST = (1, 28, 28)
 COLOUR = {"train_vae.likelihood": "gaussian", "train_vae.kl_weight": 0.2}
 SHOWN = 200  # samples that the grid shows
@@ -84,7 +83,7 @@ def relocated(dag: dict[str, Any], source: str, target: str) -> dict[str, Any]:
     return dag
 
 
-def of_folder(config: prepare_data.Config) -> tuple[Shape, int]:
+def of_folder(config: prepare_data.Config) -> tuple[tuple[int, int, int], int]:
     """The shape (C, H, W) that a folder's pictures will have, from some of them if these have colours, and how many.
 
     Raises: InputError for a folder that is not there, or of whose pictures none can be read.
