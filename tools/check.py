@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from ldm import InputError, Section, sampling
-from stages.runner import DAG, FOLDER, PARAMS, ROOT, read_yaml, run_command
+from stages.runner import FOLDER, PARAMS, ROOT, read_yaml, run_command, stages_of
 
 ABSENT = ("deleted", "not in cache")  # what DVC says of data that are not here
 ALWAYS = "always changed"  # and of a stage without outputs
@@ -30,7 +30,7 @@ def stage_config(name: str) -> type[Section]:
 
 def check_parameters(recipe: Path) -> None:
     """Raises: InputError for the first mistake in the parameters of the pipeline, or of a recipe like it."""
-    path, stages, sections = recipe / PARAMS, read_yaml(recipe / DAG).get("stages") or {}, read_yaml(recipe / PARAMS)
+    path, stages, sections = recipe / PARAMS, stages_of(recipe), read_yaml(recipe / PARAMS)
     if any("matrix" in entry for entry in stages.values()):
         raise InputError(f"{recipe}: its stages run over a matrix; each checks its own parameters when it starts")
     names = [name for name in stages if (ROOT / "stages" / f"{name}.py").exists()]
@@ -38,16 +38,18 @@ def check_parameters(recipe: Path) -> None:
         problem = "unknown" if name in sections else "missing"
         raise InputError(f"{path}: the section {name!r} is {problem}; wanted are {', '.join(names)}")
     configs: dict[str, Any] = {name: stage_config(name).parse(sections[name], f"{path}: {name}") for name in names}
+    classifiers = [config.classifier for config in configs.values() if hasattr(config, "classifier")]
+    if len(classifiers) > len(set(classifiers)):
+        problem = f"train_second_classifier.classifier: {classifiers[1]!r} is the first one's"
+        raise InputError(f"{path}: {problem}; choose another")
+    if not configs.keys() >= {"train_diffusion", "sample", "evaluate"}:
+        return
     sample, evaluate = configs["sample"], configs["evaluate"]
     try:  # from here on, what takes two sections to see
         sample.build("spacing")(configs["train_diffusion"].build("schedule"), sample.steps)
     except InputError as error:
         raise InputError(f"{path}: sample.steps: {error}") from None
     sampling.check_sampler(sample.build("sampler"), configs["train_diffusion"].build("schedule"))
-    classifiers = [config.classifier for config in configs.values() if hasattr(config, "classifier")]
-    if len(classifiers) > len(set(classifiers)):
-        problem = f"train_second_classifier.classifier: {classifiers[1]!r} is the first one's"
-        raise InputError(f"{path}: {problem}; choose another")
     if sample.label is not None:
         raise InputError(f"{path}: sample.label: {sample.label} is one class, but the table is of all; set null")
     if sample.n < evaluate.n:

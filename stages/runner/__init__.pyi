@@ -24,4 +24,5 @@ from .run import DAG as DAG
 from .run import Run as Run
 from .run import files_of as files_of
 from .run import path_of as path_of
+from .run import stages_of as stages_of
 from .run import warn as warn

@@ -92,7 +92,7 @@ def files_of(name: str, recipe: Path, sources: Sequence[str], out: Path | None) 
     Data lie in folders called artifacts, or are safetensors files in one that a variable names; the other dependencies
     are code. Raises: InputError where dvc.yaml lacks the stage, or a source has an unknown name.
     """
-    entry = read_yaml(recipe / DAG).get("stages", {}).get(name)
+    entry = stages_of(recipe).get(name)
     if entry is None:
         raise InputError(f"{recipe / DAG} has no stage {name!r}")
     base = Path(os.path.normpath(recipe / entry.get("wdir", ".")))
@@ -105,6 +105,14 @@ def files_of(name: str, recipe: Path, sources: Sequence[str], out: Path | None) 
         inputs[key] = Path(path)
     outs = [path_of(out) for out in entry.get("outs", [])]
     return inputs, {Path(file).name: out / Path(file).name if out else base / file for file in outs}
+
+
+def stages_of(recipe: Path) -> dict[str, dict[str, Any]]:
+    """The stages in the dvc.yaml of a folder, by name. Raises: InputError for anything else than mappings."""
+    stages = read_yaml(recipe / DAG).get("stages")
+    if not isinstance(stages, dict) or not all(isinstance(entry, dict) for entry in stages.values()):
+        raise InputError(f"{recipe / DAG}: stages must be a mapping of names to mappings, each with cmd, deps and outs")
+    return stages
 
 
 def path_of(entry: Any) -> str:

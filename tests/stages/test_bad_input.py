@@ -68,6 +68,14 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.parametrize("stages", ["", "[a]", "{train_vae: 3}"])
+def test_stages_that_are_no_mappings(refused, folder, stages):
+    (folder / "dvc.yaml").write_text(f"stages: {stages}\n")
+    words = "dvc.yaml: stages must be a mapping of names to mappings, each with cmd, deps and outs"
+    assert words in refused("train_vae")
+    assert words in refused("check", "--recipe", ".")
+
+
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
