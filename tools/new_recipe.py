@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 
 from ldm import InputError, data, networks
 from stages import prepare_data, train_diffusion
-from stages.runner import DAG, PARAMS, ROOT, path_of, read_section, read_yaml, run_command, with_settings
+from stages.runner import DAG, PARAMS, ROOT, path_of, read_section, read_yaml, run_command, stages_of, with_settings
 from tools.check import check_parameters
 
 SHAPES = dict.fromkeys(("cifar10", "cifar100", "svhn"), (3, 32, 32))  # (C, H, W); of the others that of MNIST
@@ -127,15 +127,16 @@ def fitting_settings(values: dict[str, Any], settings: Sequence[str], own_sizes:
             height, width = -(-height // patch), -(-width // patch)
             found |= COLOUR if shape[0] == 3 else {}
         found[f"{NETWORK}.width"] = 64 if channels * height * width <= 512 else 96
-        found[OPTIMISATION + "batch_size"] = batch_size = 256 if height * width <= 100 else 64
+        found[OPTIMISATION + "batch_size"] = 256 if height * width <= 100 else 64
     fitted = with_settings(dict(values), [*as_settings(found), *settings])
     training = train_diffusion.Config.parse(fitted["train_diffusion"], "train_diffusion")
     patch = training.networks.get("unet", {}).get("patch", 1)
     if "train_vae" not in values and any(side % patch for side in shape[1:]):
         found[f"{NETWORK}.patch"] = math.gcd(patch, *shape[1:])
     if shape != MNIST and not own_sizes and config.dataset == "folder":
-        steps = max(round(config.shares[0] * count * EPOCHS / batch_size / 100) * 100, FEWEST_STEPS)
-        found[OPTIMISATION + "steps"] = min(steps, training.optimisation.steps)
+        own = training.optimisation
+        steps = max(round(config.shares[0] * count * EPOCHS / own.batch_size / 100) * 100, FEWEST_STEPS)
+        found[OPTIMISATION + "steps"] = min(steps, own.steps)
     return as_settings(found)
 
 
@@ -185,7 +186,7 @@ def command(folder: Path, source: Path, dropped: tuple[str, ...], settings: tupl
         raise InputError(f"{folder} is not a folder in {ROOT / 'recipes'}; a recipe lives there, such as recipes/mine")
     read_yaml(source / PARAMS)  # says in one line what is wrong with the file
     for name in NEEDED:
-        if name not in read_yaml(source / DAG).get("stages", {}):
+        if name not in stages_of(source):
             raise InputError(f"--from {source}: it has no stage {name}; take recipes/fashion_ddpm, or leave it out")
         read_section(source / PARAMS, name)
     form = YAML()

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import copy_project, run_in
+from conftest import ROOT, copy_project, run_in
 from PIL import Image
 
 from ldm import artifacts, images
 from stages.runner import read_yaml
+from tools import new_recipe as new_recipe_tool
 
 pytestmark = pytest.mark.slow
 FASHION = "recipes/fashion_ddpm"
@@ -88,6 +89,16 @@ def test_a_recipe_for_a_folder_of_images(copy, tmp_path):
     draw_images(tmp_path / "bars", 706)  # six more: the first 700 are those that were there
     done = run_in(copy, "dvc", "status", "recipes/bars/dvc.yaml")
     assert "prepare_data" in done.stdout
+
+
+@pytest.mark.parametrize(("batch_size", "steps"), [(None, 1600), (128, 3300), (32, 3500)])
+def test_the_steps_follow_the_batch_that_is_set(monkeypatch, batch_size, steps):
+    """Of 4,000 pictures 2,800 are for training, and 150 times as many are shown: 420,000, in 3,500 steps at most."""
+    monkeypatch.setattr(new_recipe_tool, "of_folder", lambda config: ((3, 32, 32), 4000))
+    settings = ["prepare_data.dataset=folder", "prepare_data.root=pictures"]
+    settings += [f"train_diffusion.optimisation.batch_size={batch_size}"] if batch_size else []
+    fitted = new_recipe_tool.fitting_settings(read_yaml(ROOT / "params.yaml"), settings, own_sizes=False)
+    assert f"train_diffusion.optimisation.steps={steps}" in fitted
 
 
 def test_a_few_pictures_get_a_table_of_what_can_be_said(copy, tmp_path):
