@@ -20,6 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ldm import InputError, Section, artifacts, data
 from stages.runner import DAG, LOGS, ROOT, Run, digest_of, files_of, new_figure, parameters_of, read_yaml, stage
+from stages.runner.run import path_of
 
 TEMPLATE = "report.html"
 TYPES = {".png": "image/png", ".gif": "image/gif", ".svg": "image/svg+xml"}
@@ -38,13 +39,14 @@ def compute(run: Run[Config]) -> None:
     plots = sorted(dag.get("plots", []), key=lambda entry: not isinstance(entry, str))  # pictures first, then curves
     table, found = (read_json(run.inputs[name]) if name in run.inputs else {} for name in ("measures", "memorisation"))
     if "measures" not in run.inputs:
-        table = {name_of(path): row for path in dag.get("metrics", []) if (row := read_json(recipe / path))}
+        rows = {name_of(path): read_json(recipe / path) for path in map(path_of, dag.get("metrics", []))}
+        table = {name: row for name, row in rows.items() if row and isinstance(row, dict)}
     table = dict(sorted(table.items(), key=lambda row: row[0] != "diffusion"))  # the model's row first
     template = Environment(loader=FileSystemLoader(ROOT / "stages/runner"), autoescape=True, undefined=StrictUndefined)
     page = template.get_template(TEMPLATE).render(
         kind="Latent diffusion" if "train_vae" in dag["stages"] else "Diffusion",
         data=next((row["data"] for row in table.values() if "data" in row), recipe.resolve().name),
-        rows=[f"{name.replace('_', ' ')} ({row['n']:,})" for name, row in table.items()],
+        rows=[name.replace("_", " ") + (f" ({row['n']:,})" if "n" in row else "") for name, row in table.items()],
         measures=measures(table, dag),
         pictures=[picture for entry in plots for picture in pictures_of(recipe, entry)],
         memorisation=[(name, meaning, cell(found[name])) for name, meaning in MEMORISATION.items() if name in found],

@@ -218,6 +218,11 @@ def test_stages_and_plots_of_ones_own_do_no_harm(project, tmp_path):
     dag["stages"]["mine"] = {"cmd": "python scripts/mine.py", "outs": ["mine"]}
     dag["stages"]["each"] = {"foreach": [1], "do": {"cmd": "true"}}
     dag["plots"].append({"loss": {"y": {"loss.csv": "loss"}}})
+    dag["metrics"] = ["own.json", {"list.json": {"cache": False}}]
+    for entry in dag["stages"]["report"], dag["stages"]["evaluate"]:  # so that the table is of the metrics
+        entry["deps"] = [dep for dep in entry["deps"] if "measures" not in dep]
+    (copy / "own.json").write_text('{"loss": 0.5}')
+    (copy / "list.json").write_text("[1]")
     (copy / "mine").mkdir()
     (copy / "loss.csv").write_text("step,loss\n")
     (copy / "dvc.yaml").write_text(json.dumps(dag))
@@ -225,6 +230,8 @@ def test_stages_and_plots_of_ones_own_do_no_harm(project, tmp_path):
     assert done.returncode == 0, done.stderr
     page = Page(tmp_path / "report.html")
     assert len(page.all("img")) == len(PICTURES) + 5
+    assert page.source.count('<th scope="col">own</th>') == 1
+    assert page.source.count('<td class="number">0.5</td>') == 1
 
 
 @pytest.mark.slow
