@@ -19,6 +19,8 @@ from stages.runner import ROOT, read_yaml, run_command, with_settings
 
 SMALL = read_yaml(Path(__file__).with_suffix(".yaml"))  # dotted keys of params.yaml → values
 
+TIMEOUT = 1200.0  # seconds that a command may take
+
 
 def change(path: Path, settings: dict[str, Any]) -> None:
     """Set dotted keys of a YAML file, whose comments stay."""
@@ -50,12 +52,15 @@ def run_in(folder: Path, *command: str, **environment: str) -> subprocess.Comple
     """Run a command of this Python's environment in a folder, with the folder's own code."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = os.environ | {"PATH": path, "PYTHONPATH": str(folder), "DVC_NO_ANALYTICS": "1"} | environment
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=1200)
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=TIMEOUT)
 
 
 def run_or_fail(problem: str, folder: Path, *command: str, **environment: str) -> None:
     """Run a command as `run_in` does. Raises: InputError, the problem and the command's last line, where it fails."""
-    done = run_in(folder, *command, **environment)
+    try:
+        done = run_in(folder, *command, **environment)
+    except subprocess.TimeoutExpired as error:
+        raise InputError(f"{problem}: it was stopped after {error.timeout:g} s") from None
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
         raise InputError(f"{problem}: {said[-1]}")

@@ -33,7 +33,7 @@ from stages.runner.run import C, Run, files_of, warn
 Compute = Callable[[Run[C]], None]
 # number of an OSError → what the user can do; for all others, free space or choose another folder
 REMEDIES = {errno.EISDIR: "name a file in it", errno.ENOTDIR: "a folder is wanted there"}
-REMEDIES |= {errno.EACCES: "make it accessible to you"}
+REMEDIES |= {errno.EACCES: "make it accessible to you", errno.ENOENT: "put it there, or install the program"}
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 

@@ -145,6 +145,28 @@ def test_what_is_no_pipeline_is_not_checked_as_one(monkeypatch, tmp_path, folder
         check.check_parameters(tmp_path if folder == "empty" else Path(folder))
 
 
+def test_a_pipeline_that_draws_nothing_is_checked_too(tmp_path):
+    """One of one's own, which ends before there are samples."""
+    (tmp_path / "dvc.yaml").write_text("stages: {prepare_data: {cmd: x}}")
+    (tmp_path / "params.yaml").write_text("prepare_data: {seed: 0, dataset: mnist, root: data}")
+    check.check_parameters(tmp_path)
+    (tmp_path / "params.yaml").write_text("prepare_data: {seed: -1, dataset: mnist, root: data}")
+    with pytest.raises(InputError, match=r"prepare_data\.seed: -1 will not do"):
+        check.check_parameters(tmp_path)
+
+
+def test_a_program_that_is_missing_is_named(tmp_path):
+    done = run_in(ROOT, sys.executable, "-m", "tools.small", str(tmp_path / "x"), PATH="/nonexistent")
+    assert done.returncode == 2
+    assert done.stderr == "small: No such file or directory: git; put it there, or install the program\n"
+
+
+def test_a_command_without_end_is_said(monkeypatch, tmp_path):
+    monkeypatch.setattr(small, "TIMEOUT", 0.5)
+    with pytest.raises(InputError, match=r"^it failed: it was stopped after 0\.5 s$"):
+        small.run_or_fail("it failed", tmp_path, sys.executable, "-c", "import time; time.sleep(60)")
+
+
 def test_a_command_that_fails_without_a_word_gives_its_exit_code(tmp_path):
     with pytest.raises(InputError, match="it failed: exit code 3"):
         small.run_or_fail("it failed", tmp_path, "sh", "-c", "exit 3")
