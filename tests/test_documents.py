@@ -2,7 +2,7 @@
 
 A table whose figures come from committed files has a comment above it that says where each of them stands:
 
-    <!-- figures from artifacts/metrics/{row}.json: fid_over_floor - precision -->
+    <!-- figures from artifacts/metrics/{row}.json: fid_val - precision -->
 
 The keys are those of the columns after the first, in order; a single key serves all of them, and `-` marks a column of
 text. {row} and {column} stand for the first cell of the row and of the column. A key goes into mappings by dots, and

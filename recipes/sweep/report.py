@@ -29,30 +29,30 @@ def compute(run: Run[Config]) -> None:
 
 def markdown(points: list[dict[str, Any]]) -> str:
     """One line per point."""
-    lines = ["| sampler | steps | function evaluations | FID / floor | seconds per 10,000 images |", "|---" * 5 + "|"]
+    lines = ["| sampler | steps | evaluations | FID / validation | seconds per 10,000 images |", "|---" * 5 + "|"]
     for p in points:
-        ratio = f"{p['fid_over_floor']:.2f} ± {p['spread']:.2f}"
+        ratio = f"{p['fid_val']:.2f} ± {p['fid_val_std']:.2f}"
         lines.append(f"| {p['sampler']} | {p['steps']} | {p['evaluations']} | {ratio} | {p['seconds_per_10k']:.0f} |")
     return "\n".join(lines) + "\n"
 
 
 def figure(points: list[dict[str, Any]]) -> bytes:
-    """PNG: FID / floor over function evaluations, and over seconds."""
+    """PNG: FID / validation over function evaluations, and over seconds."""
     picture = new_figure(9, 3.6)
     axes = picture.subplots(1, 2, sharey=True)
     columns = {"evaluations": "function evaluations", "seconds_per_10k": "seconds per 10,000 images"}
     for ax, (key, label) in zip(axes, columns.items(), strict=True):
         for sampler in sorted({p["sampler"] for p in points}):
             line = [p for p in points if p["sampler"] == sampler]
-            x, y, spread = ([p[name] for p in line] for name in (key, "fid_over_floor", "spread"))
-            ax.errorbar(x, y, spread, marker=".", label=sampler)
+            x, y, std = ([p[name] for p in line] for name in (key, "fid_val", "fid_val_std"))
+            ax.errorbar(x, y, std, marker=".", label=sampler)
         ax.set(xlabel=label, xscale="log", yscale="log")
         ax.xaxis.get_major_locator().set_params(subs=(1, 2, 5))
         ax.xaxis.set_minor_formatter("")
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_major_formatter("{x:g}")
         ax.grid(alpha=0.3)
-    axes[0].set(ylabel="FID / floor")
+    axes[0].set(ylabel="FID / validation")
     axes[0].legend()
     return png_of(picture)
 

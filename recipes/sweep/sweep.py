@@ -1,4 +1,4 @@
-"""One point of quality against effort: a sampler and a number of function evaluations, its FID / floor and its seconds.
+"""One point of quality against effort: a sampler, a number of function evaluations, its FID / validation, its seconds.
 
 Choices are made by it, so the test images stay out: the floor is the distance of n validation images to the training
 images. A function evaluation is one pass of a sample through a network, the guide included. The seconds are those at
@@ -22,7 +22,7 @@ from stages.sample import HowToSample
 class Config(HowToSample):
     """The point, and how it is measured; the validation split must have n images.
 
-    resamples: bootstrap resamples for the spread of the distance
+    resamples: bootstrap resamples for the deviation of the ratio
     evaluations: function evaluations per sample, at most
     """
 
@@ -61,7 +61,7 @@ def compute(run: Run[Config]) -> None:
     drawn = networks.classifier.in_batches(network.features, torch.cat(images).to(run.device)).cpu().numpy()
     ratio = reference.ratio(drawn, config.resamples)
     values: dict[str, Any] = {"data": inputs["images"].config["data"], "n": config.n, "sampler": config.sampler}
-    values |= {"steps": steps, "evaluations": passes(steps), "fid_over_floor": ratio.value, "spread": ratio.std}
+    values |= {"steps": steps, "evaluations": passes(steps), "fid_val": ratio.value, "fid_val_std": ratio.std}
     run.write_json("point.json", values | {"seconds_per_10k": 10_000 * min(paces)})
 
 

@@ -32,7 +32,7 @@ def test_passes_are_counted(project, tmp_path, sampler, evaluations, steps):
     row = json.loads((tmp_path / "point.json").read_text())
     assert (row["sampler"], row["steps"]) == (sampler, steps)
     assert evaluations - 3 <= row["evaluations"] <= evaluations
-    assert row["fid_over_floor"] > 1
+    assert row["fid_val"] > 1
     assert row["seconds_per_10k"] > 0
     assert (row["data"], row["n"]) == ("mnist-5k-limit-300", 200)
 
@@ -69,8 +69,8 @@ def test_a_point_reads_what_the_pipeline_wrote(project):
 def rows() -> list[dict]:
     """Of two samplers; not at one place, for which matplotlib has no logarithmic axis on every CPU."""
     own = [{"evaluations": 5 + 3 * i, "seconds_per_10k": 30.0 + 10 * i} for i in range(2)]
-    shared = {"steps": 3, "spread": 0.1}
-    return [{"sampler": name, "fid_over_floor": 2.5 + i} | own[i] | shared for i, name in enumerate("ab")]
+    shared = {"steps": 3, "fid_val_std": 0.1}
+    return [{"sampler": name, "fid_val": 2.5 + i} | own[i] | shared for i, name in enumerate("ab")]
 
 
 def has_colour(picture: np.ndarray, colour: tuple[int, int, int]) -> bool:
@@ -90,7 +90,7 @@ def test_the_report(project, tmp_path):
     assert table[2:] == ["| a | 3 | 5 | 2.50 ± 0.10 | 30 |", "| b | 3 | 8 | 3.50 ± 0.10 | 40 |"]
     drawn = (tmp_path / "out/sweep.png").read_bytes()
     assert drawn == figure(rows())
-    assert drawn != figure([row | {"fid_over_floor": 9.0} for row in rows()])
+    assert drawn != figure([row | {"fid_val": 9.0} for row in rows()])
     with Image.open(tmp_path / "out/sweep.png") as file:
         picture = np.asarray(file.convert("RGB"))
     assert (picture == 255).all(-1).mean() > 0.7  # the ground
