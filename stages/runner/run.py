@@ -109,7 +109,7 @@ def files_of(name: str, recipe: Path, sources: Sequence[str], out: Path | None) 
 
 def stages_of(recipe: Path) -> dict[str, dict[str, Any]]:
     """The stages in the dvc.yaml of a folder, by name. Raises: InputError for anything else than mappings."""
-    stages = read_yaml(recipe / DAG).get("stages")
+    stages = read_yaml(recipe / DAG).get("stages") or {}
     if not isinstance(stages, dict) or not all(isinstance(entry, dict) for entry in stages.values()):
         raise InputError(f"{recipe / DAG}: stages must be a mapping of names to mappings, each with cmd, deps and outs")
     return stages

@@ -68,7 +68,12 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-@pytest.mark.parametrize("stages", ["", "[a]", "{train_vae: 3}"])
+def test_no_stages(refused, folder):
+    (folder / "dvc.yaml").write_text("stages:\n")
+    assert "dvc.yaml has no stage 'train_vae'" in refused("train_vae")
+
+
+@pytest.mark.parametrize("stages", ["[a]", "{train_vae: 3}"])
 def test_stages_that_are_no_mappings(refused, folder, stages):
     (folder / "dvc.yaml").write_text(f"stages: {stages}\n")
     words = "dvc.yaml: stages must be a mapping of names to mappings, each with cmd, deps and outs"
