@@ -16,7 +16,7 @@ from ldm.artifacts import Artifact
 from ldm.config import MOST, Registry, shown
 from ldm.errors import InputError
 from ldm.networks.autoencoder import Decoder
-from ldm.precision import ieee_fp32
+from ldm.precision import has_bf16, ieee_fp32
 from ldm.sampling import Guided, Samples, classes_of, sample_batches, samplers, spacings, split_range
 
 NETWORKS = ("denoiser", "guide", "vae")
@@ -59,6 +59,8 @@ class Model:
         spacing: Choice = None,
     ) -> Tensor:
         """Draw n images, uint8 (n, C, H, W): the ones that the stages draw with this seed, from index `first` on.
+
+        The networks compute in the precision of the stage `sample`, or in fp32 on a device without bf16.
 
         label: the class of all of them, by its name or its index, or a list of n classes; None takes that of the stage
         `sample`, and where it has none, each class by its quota. steps, sampler, spacing: None takes those of the stage
@@ -132,7 +134,8 @@ class Model:
         own, size = self._classes(n, first, label), shown or self.sampling["batch_size"]
         batches, seed = split_range(int(first), int(n), int(size)), _whole("seed", seed, 0, LARGEST)
         move = self._build(samplers, "sampler", sampler)
-        how = {"seed": seed, "label": own, "precision": self.sampling.get("precision", "fp32"), "shown": shown}
+        own_precision = has_bf16(self.denoiser.main.device.type) and self.sampling.get("precision")
+        how: dict[str, Any] = {"seed": seed, "label": own, "precision": own_precision or "fp32", "shown": shown}
         return sample_batches(self.denoiser, move, sigmas, batches, **how)
 
     def _build(self, registry: Registry[Any], word: str, choice: Choice) -> Any:

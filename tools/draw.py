@@ -15,11 +15,11 @@ import ldm
 from ldm import InputError, gif, png, tile, write_atomic
 from stages.runner import check_writable, limit_threads, pick_device, run_command
 
-EXPORTED, COMMITTED = Path("artifacts/export/model.safetensors"), Path("artifacts/fp32/model.safetensors")
+EXPORTED = "artifacts/export/model.safetensors"
 
 
 @click.command(help=__doc__, context_settings={"show_default": True})
-@click.option("--model", type=Path, help="File or folder; none: that of the pipeline, or else the committed one.")
+@click.option("--model", type=Path, default=EXPORTED, help="File of a model, or folder of artifacts.")
 @click.option("--labels", help="Classes with commas, by name or index, which take turns.")
 @click.option("--n", type=click.IntRange(min=1), default=40, help="Number of images.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the images.")
@@ -28,16 +28,12 @@ EXPORTED, COMMITTED = Path("artifacts/export/model.safetensors"), Path("artifact
 @click.option("--device", default="auto", help="auto, cpu, cuda or cuda:i.")
 @click.option("--out", type=Path, required=True, help="PNG or GIF file.")
 def command(
-    model: Path | None, labels: str | None, n: int, seed: int, steps: int | None, columns: int, device: str, out: Path
+    model: Path, labels: str | None, n: int, seed: int, steps: int | None, columns: int, device: str, out: Path
 ) -> None:
     if out.suffix.lower() not in (".png", ".gif"):
         raise InputError(f"--out {out}: name a .png file for a grid, or a .gif file for an animation")
     check_writable(out.parent)
     limit_threads()
-    if model is None:
-        model = EXPORTED if EXPORTED.exists() or not COMMITTED.exists() else COMMITTED
-        other = f", the committed one of MNIST, since {EXPORTED} is missing" if model == COMMITTED else ""
-        print(f"draw: the model is {model}{other}")
     loaded = ldm.load(model, pick_device(device))
     names = [labels] if labels in loaded.denoiser.class_names else [name.strip() for name in (labels or "").split(",")]
     own = list(islice(cycle(names), n)) if labels else None

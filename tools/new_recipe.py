@@ -74,6 +74,8 @@ def relocated(dag: dict[str, Any], source: str, target: str) -> dict[str, Any]:
     for name, entry in dag["stages"].items():
         entry["deps"], entry["outs"] = [move(dep) for dep in entry["deps"]], [move(out) for out in entry["outs"]]
         if source == ".":
+            if name == "export":  # git holds the pipeline's model alone, so that a recipe's must be in DVC's cache
+                entry["outs"] = [path_of(out) for out in entry["outs"]]
             entry |= {"cmd": f"{entry['cmd']} --recipe {target}", "wdir": "../.."}
             entry["params"] = [{f"{target}/{PARAMS}": [name]}]
         else:
