@@ -4,8 +4,9 @@
 python -m tools.same_bytes HEAD             the working tree against the last commit
 python -m tools.same_bytes HEAD --commit    and, where nothing differs, enter the new code into dvc.lock without a rerun
 
-Tensors are compared by value, other files by bytes. The small pipeline makes the choices of params.yaml, with smaller
-sizes. So it proves nothing about recipes, or about choices that the pipeline does not make.
+Tensors are compared by value, other files by bytes. The small pipeline makes the choices of params.yaml, its precision
+on this machine included, with smaller sizes. So it proves nothing about recipes, or about choices that the pipeline
+does not make. The digests that `make test` compares are of the same pipeline in fp32.
 """
 
 import sys
@@ -18,7 +19,7 @@ from safetensors import deserialize
 
 from ldm import InputError
 from stages.report import TEMPLATE as REPORT
-from stages.runner import LOGS, ROOT, run_command
+from stages.runner import LOGS, PARAMS, ROOT, run_command
 from tools.check import changed_stages
 from tools.small import run_in, run_or_fail
 
@@ -39,7 +40,7 @@ def renew(lock: Path, other: Path) -> None:
 def run_small(code: Path, folder: Path) -> Path:
     """The small pipeline by the code of a checkout. Raises: InputError where it fails."""
     problem = f"the small pipeline failed with the code of {code}"
-    run_or_fail(problem, code, sys.executable, "-m", "tools.small", str(folder))
+    run_or_fail(problem, code, sys.executable, "-m", "tools.small", "--precision", "auto", str(folder))
     return folder / "artifacts"
 
 
@@ -69,7 +70,11 @@ def differences(before: Path, after: Path) -> list[str]:
 def command(revision: str, commit: bool) -> None:
     for stage, changes in changed_stages().items() if commit else ():
         for path, state in changes:
-            if ":" not in stage and path.startswith("artifacts/"):  # data of the pipeline; a recipe's may be stale
+            if ":" in stage:  # a recipe's may be stale
+                continue
+            if path == str(PARAMS):
+                raise InputError(f"{stage}: its parameters are not those of dvc.lock: {state}; run 'dvc repro'")
+            if path.startswith("artifacts/"):
                 problem = f"{path} is {state or 'changed'}, not that of dvc.lock"
                 raise InputError(f"{stage}: {problem}; run 'dvc checkout' first")
     with tempfile.TemporaryDirectory() as folder:

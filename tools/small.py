@@ -68,10 +68,15 @@ def run_or_fail(problem: str, folder: Path, *command: str, **environment: str) -
 
 @click.command(help=__doc__)
 @click.argument("folder", type=Path)
-def command(folder: Path) -> None:
+@click.option(
+    "--precision", default="fp32", show_default=True, help="auto is bf16 where this machine multiplies in it."
+)
+def command(folder: Path, precision: str) -> None:
     if folder.exists():
         raise InputError(f"{folder} exists already; choose another folder, or remove it")
-    run_or_fail(f"dvc repro failed in {folder}", copy_project(folder), "dvc", "repro", OMP_NUM_THREADS="1")
+    project = copy_project(folder)
+    change(project / "params.yaml", {key: precision for key in SMALL if key.endswith("precision")})
+    run_or_fail(f"dvc repro failed in {folder}", project, "dvc", "repro", OMP_NUM_THREADS="1")
 
 
 if __name__ == "__main__":

@@ -136,6 +136,18 @@ def test_data_that_are_not_those_of_the_lock_are_not_committed(repository):
     assert (repository / "dvc.lock").read_bytes() == lock
 
 
+def test_changed_parameters_are_not_committed(repository):
+    """The small pipeline may have values of its own in their place, and so say nothing of them."""
+    edit(repository / "params.yaml", "limit: 300", "limit: 200")
+    lock = (repository / "dvc.lock").read_bytes()
+    done = same(repository, "HEAD", "--commit")
+    assert done.returncode == 2
+    assert "prepare_data: its parameters are not those of dvc.lock: " in done.stderr
+    assert done.stderr.endswith("; run 'dvc repro'\n")
+    assert done.stderr.count("\n") == 1
+    assert (repository / "dvc.lock").read_bytes() == lock
+
+
 @pytest.mark.parametrize(("folder", "words"), [("recipes/toys", "run over a matrix"), ("empty", "'sample' is unknown")])
 def test_what_is_no_pipeline_is_not_checked_as_one(monkeypatch, tmp_path, folder, words):
     monkeypatch.chdir(ROOT)
