@@ -20,6 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ldm import InputError, Section, artifacts, data
 from stages.runner import DAG, LOGS, ROOT, Run, digest_of, files_of, new_figure, parameters_of, read_yaml, stage
+from stages.runner.parameters import as_written
 from stages.runner.run import path_of
 
 TEMPLATE = "report.html"
@@ -167,11 +168,6 @@ def settings(name: str, section: dict[str, Any]) -> list[tuple[str, str, str, st
     rows = parameters_of(import_module(f"stages.{name}").Config, section)
     own = [(x.name, as_written(x.value), as_written(x.default), x.meaning) for x in rows]
     return [row for row in own if row[1] != row[2]]
-
-
-def as_written(value: Any) -> str:
-    """A parameter's value as params.yaml has it."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def run_of(recipe: Path, name: str) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """Parameter files: YAML in, validated sections out, and the rows of `--help`."""
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from datetime import date
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
+from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -16,8 +18,10 @@ from ldm.config import MOST, shown
 PARAMS = Path("params.yaml")
 DEEPEST = 9  # dots in the name of a parameter
 AS_WRITTEN = {"root", "label", "background"}  # names, of which YAML would read some as numbers or comments
-# attributes of a field's limits below MOST, as annotated_types names them → how --help shows them
-SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "multiple_of": "multiple of", "min_length": "length ≥"}
+# attributes of limits, as annotated_types names them → how --help shows them
+SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "multiple_of": "multiple of"}
+SIGNS |= {"min_length": "length ≥", "max_length": "length ≤"}
+LARGE = {MOST: "10⁹", 2**63: "2⁶³"}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -97,22 +101,32 @@ def parameters_of(config: type[Section], values: Any, prefix: str = "") -> Itera
             yield from parameters_of(annotation, values.get(key), f"{prefix}{key}.")
         else:
             default = "(required)" if field.is_required() else field.get_default(call_default_factory=True)
-            bounds = [(sign, getattr(meta, name, MOST)) for meta in field.metadata for name, sign in SIGNS.items()]
-            limits = [f"{sign} {bound}" for sign, bound in bounds if bound < MOST]
-            form = ", ".join([type_name(annotation), *limits])
+            form = ", ".join([type_name(annotation), *limits(field.metadata)])
             names = f" ({', '.join(sorted(registries[key].functions))})" if key in registries else ""
             yield Parameter(f"{prefix}{key}", values.get(key, default), default, form, f"{field.description}{names}")
 
 
+def as_written(value: Any) -> str:
+    """A parameter's value as params.yaml has it."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def limits(metadata: Iterable[Any]) -> list[str]:
+    """The limits in the metadata of a type."""
+    each = [one for meta in metadata for one in (meta.metadata if isinstance(meta, FieldInfo) else [meta])]
+    found = [(sign, getattr(one, name, None)) for one in each for name, sign in SIGNS.items()]
+    return [f"{sign} {LARGE.get(bound, bound)}" for sign, bound in found if bound is not None]
+
+
 def type_name(annotation: Any) -> str:
-    """A type as `--help` shows it: int; crop or pad; int or null; list of int."""
+    """A type as `--help` shows it: int; crop or pad; int ≥ 1 or null; list of int ≥ 1."""
     inner, origin = get_args(annotation), get_origin(annotation)
     if origin is Literal:
         return " or ".join(map(str, inner))
     if origin in (Union, UnionType):
         return " or ".join(dict.fromkeys(map(type_name, inner)))
     if origin is Annotated:
-        return type_name(inner[0])
+        return " ".join([type_name(inner[0]), " and ".join(limits(inner[1:]))]).strip()
     if origin in (tuple, list):
         return f"list of {type_name(inner[0])}"
     return "null" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
