@@ -17,6 +17,7 @@ import click
 
 from ldm import InputError, artifacts, metrics, networks, write_atomic
 from ldm.lazy import Tensor, torch
+from ldm.precision import ieee_fp32
 from stages.evaluate import labelled
 from stages.runner import check_writable, files_of, limit_threads, pick_device, run_command
 
@@ -26,6 +27,7 @@ from stages.runner import check_writable, files_of, limit_threads, pick_device, 
 @click.option("--recipe", type=Path, default=Path(), help="Folder of the recipe whose images and classifier serve.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:i.")
 @click.option("--out", type=Path, required=True, help="JSON file: by autoencoder, FID / validation and KL in nats.")
+@ieee_fp32()
 def command(vaes: tuple[str, ...], recipe: Path, device: str, out: Path) -> None:
     named = dict(text.split("=", 1) for text in vaes if "=" in text)
     if len(named) < len(vaes):

@@ -23,11 +23,11 @@ from click.core import ParameterSource
 
 from ldm import InputError, Interrupted, Section
 from ldm.lazy import torch
-from ldm.precision import has_bf16, settled
+from ldm.precision import has_bf16, ieee_fp32, settled
 from stages.runner import processes
 from stages.runner.checkpoints import SIGNALS
 from stages.runner.log import write_log
-from stages.runner.parameters import PARAMS, parameters_of, read_section, read_yaml, with_settings
+from stages.runner.parameters import PARAMS, as_written, parameters_of, read_section, read_yaml, with_settings
 from stages.runner.run import C, Run, files_of, warn
 
 Compute = Callable[[Run[C]], None]
@@ -55,7 +55,10 @@ def stage(
             values = read_yaml(path).get(section, {}) if path.exists() else {}
             formatter.write_paragraph()
             with formatter.section(f"Parameters (section {section} of {path})"):
-                rows = [(f"{x.name} = {x.value}", f"{x.form}: {x.meaning}") for x in parameters_of(config, values)]
+                rows = [
+                    (f"{x.name} = {as_written(x.value)}", f"{x.form}: {x.meaning}")
+                    for x in parameters_of(config, values)
+                ]
                 formatter.write_dl(rows or [("none", "this stage has no parameters")])
 
     @click.command(help=doc, cls=Command, context_settings={"show_default": True, "auto_envvar_prefix": "LDM"})
@@ -103,7 +106,6 @@ def stage(
             this = replace(this, device=processes.join(this.device))
         elif parallel and given["processes"] > 1:
             processes.launch(this, given["processes"])
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # fp32 is that of IEEE 754
         processes.limit_threads()
         if not processes.RANK:
             announce(this)
@@ -111,7 +113,8 @@ def stage(
         if given["deterministic"]:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
             torch.use_deterministic_algorithms(True)
-        run(this)
+        with ieee_fp32():
+            run(this)
         write_log(this, started, precision_of(this.config))
 
     return lambda: run_command(command, name)

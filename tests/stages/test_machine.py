@@ -152,10 +152,14 @@ def test_fp32_is_that_of_ieee_754_within_the_model_and_then_as_before():
 
 def test_fp32_is_that_of_ieee_754_once_a_stage_runs(project):
     """What a stage sets is process-wide, so it is looked at in a process of its own."""
-    script = "import sys, torch; from stages import encode_latents; sys.argv[1:] = ['--out', 'tmp/ieee']\n"
-    script += "encode_latents.main(); print(torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)"
+    script = "import sys, torch; from ldm.networks import autoencoder; from stages import encode_latents\n"
+    script += "backends, encode = torch.backends, autoencoder.encode_images; sys.argv[1:] = ['--out', 'tmp/ieee']\n"
+    script += "def looked_at(*arguments):\n"
+    script += "    print('now', backends.cuda.matmul.fp32_precision, backends.cudnn.conv.fp32_precision)\n"
+    script += "    return encode(*arguments)\n"
+    script += "autoencoder.encode_images = looked_at; encode_latents.main()"
     done = run_in(project, "python", "-c", script)
-    assert done.stdout.splitlines()[-1] == "False False", done.stderr
+    assert "now ieee ieee" in done.stdout.splitlines(), done.stderr
 
 
 PAGED = """
