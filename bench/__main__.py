@@ -20,26 +20,16 @@ from tempfile import TemporaryFile
 from typing import Any
 
 import click
-import torch
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from bench.sides import PEERS, SHAPE, SIDES, our_unet
 from ldm.artifacts import write_atomic
 from ldm.errors import InputError
+from ldm.lazy import torch
 from ldm.precision import has_bf16
 from stages.runner.command import pick_device, run_command
 
 FLAGS = ("amx_bf16", "avx512_bf16")  # a CPU's units for bf16
 HEADER = "| what | side | precision | images/s | least – most | ours over it | of the peak | MiB |"
-
-
-def cost(network: torch.nn.Module) -> dict[str, int]:
-    """Parameters, and floating-point operations of a forward pass of one sample."""
-    x, t = torch.randn(1, *SHAPE), torch.full((1,), 0.5)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(x, t)
-    return {"parameters": sum(p.numel() for p in network.parameters()), "flops": counter.get_total_flops()}
 
 
 @dataclass
@@ -124,6 +114,8 @@ class Worker:
 def command(
     device: str, rounds: int, seconds: float, batch_size: int, n: int, evaluations: int, out: Path | None
 ) -> None:
+    from bench.sides import PEERS, SIDES, cost, our_unet  # these load torch, for which --help should not wait
+
     device = pick_device(device)
     about = machine(device)
     out = out or Path("bench/results") / kind(about)

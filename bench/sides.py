@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.diffusion import (
     Denoiser,
@@ -42,6 +43,14 @@ MATCHED: dict[str, dict[str, Any]] = {
     "diffusers": UNET | {"blocks": 1, "embedding": 64},
     "denoising_diffusion_pytorch": UNET | {"blocks": 2, "embedding": 32},
 }
+
+
+def cost(network: nn.Module) -> dict[str, int]:
+    """Parameters, and floating-point operations of a forward pass of one sample."""
+    x, t = torch.randn(1, *SHAPE), torch.full((1,), 0.5)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(x, t)
+    return {"parameters": sum(p.numel() for p in network.parameters()), "flops": counter.get_total_flops()}
 
 
 def our_unet(peer: str) -> nn.Module:

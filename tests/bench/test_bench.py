@@ -9,16 +9,16 @@ import torch
 from click.testing import CliRunner
 
 from bench import __main__ as bench
-from bench.sides import SHAPE, SIDES, N, our_unet
+from bench.sides import PEERS, SHAPE, SIDES, N, cost, our_unet
 from bench.worker import timed
 from ldm.errors import InputError
 from ldm.precision import has_bf16
 
 
-@pytest.mark.parametrize("peer", bench.PEERS)
+@pytest.mark.parametrize("peer", PEERS)
 def test_parameters_and_operations_match_within_five_percent(peer):
     pytest.importorskip(peer)
-    theirs, ours = bench.cost(bench.PEERS[peer]()), bench.cost(our_unet(peer))
+    theirs, ours = cost(PEERS[peer]()), cost(our_unet(peer))
     for what in ("parameters", "flops"):
         assert ours[what] == pytest.approx(theirs[what], rel=0.05)
 
@@ -98,7 +98,7 @@ def test_the_machine_is_named_with_its_units_for_bf16(monkeypatch):
 @pytest.mark.slow
 def test_a_run_from_end_to_end(monkeypatch, tmp_path):
     """Against diffusers alone, as short as can be: what the files say follows from the rows' own figures."""
-    monkeypatch.setattr(bench, "PEERS", {"diffusers": bench.PEERS["diffusers"]})
+    monkeypatch.setattr(bench, "PEERS", {"diffusers": PEERS["diffusers"]})
     sizes = ["--rounds", "3", "--seconds", "0", "--batch-size", "8", "--n", "2", "--evaluations", "2"]
     done = CliRunner().invoke(
         bench.command, [*sizes, "--device", "cpu", "--out", str(tmp_path)], catch_exceptions=False
@@ -112,7 +112,7 @@ def test_a_run_from_end_to_end(monkeypatch, tmp_path):
         (side, what, precision) for side, found in whats.items() for what in found for precision in precisions
     )
     flops, peaks = results["costs"]["diffusers"]["peer"]["flops"], results["matrix_peak_tflops"]
-    assert flops == bench.cost(bench.PEERS["diffusers"]())["flops"]
+    assert flops == cost(PEERS["diffusers"]())["flops"]
     for (_, what, precision), row in rows.items():
         speed = row["images_per_second"]
         assert row["against"] == "diffusers"

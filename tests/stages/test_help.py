@@ -16,7 +16,12 @@ from tools.check import stage_config
 STAGES = list(read_yaml(ROOT / "dvc.yaml")["stages"])
 TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py") if "__main__" in path.read_text("utf-8"))
 COMMANDS = {f"stages.{name}": [] for name in STAGES} | {f"tools.{name}": [] for name in TOOLS}
-COMMANDS |= {"recipes.toys.toy": ["--section", "moons"], "recipes.sweep.sweep": [], "recipes.sweep.report": []}
+COMMANDS |= {
+    "bench": [],
+    "recipes.toys.toy": ["--section", "moons"],
+    "recipes.sweep.sweep": [],
+    "recipes.sweep.report": [],
+}
 SLOW = ("torch", "torchvision", "scipy", "sklearn", "matplotlib", "dvc", "mlxtend")
 # runs the `--help` of all commands in one process; of each: exit code, what it printed, the slow libraries loaded
 SCRIPT = f"""
@@ -93,12 +98,27 @@ def test_help_lists_every_option_of_every_choice_with_its_value(helped, module):
     rows = expected(config_of(module), read_section(path, name))
     assert rows or name in ("export", "report")
     for key, meaning, value in rows:
-        assert f" {key} = {value} " in shown, key
+        assert f" {key} = {value if isinstance(value, str) else json.dumps(value)} " in shown, key
         assert meaning, key
         assert words(meaning) in shown, key
     assert f"(section {name} of {path.relative_to(ROOT)})" in shown
     for registry in choices_of(config_of(module)).values():  # type: ignore[arg-type]
         assert f"({', '.join(sorted(registry.functions))})" in shown
+
+
+@pytest.mark.parametrize(
+    ("module", "row"),
+    [
+        ("train_diffusion", "networks.unet.multipliers = [1, 1] list of int ≥ 1 and ≤ 64"),
+        ("train_diffusion", "optimisation.betas = [0.9, 0.99] list of float ≥ 0 and < 1:"),
+        ("prepare_data", "min_per_class = null"),
+        ("sample", "seed = 0 int, ≥ 0, < 2⁶³: "),
+        ("sample", "n = 10000 int, ≥ 1, ≤ 10⁹: "),
+        ("train_vae", "likelihood = bernoulli bernoulli or gaussian or laplace: "),
+    ],
+)
+def test_help_says_the_range(helped, module, row):
+    assert row in words(helped[f"stages.{module}"][1])
 
 
 def test_what_the_test_above_looks_for():
