@@ -92,7 +92,7 @@ def changed_stages() -> dict[str, list[tuple[str, str]]]:
 def command(recipe: Path | None, clean: bool) -> None:
     if clean:
         for entry in FOLDER.iterdir() if FOLDER.exists() else ():
-            shutil.rmtree(entry)
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         click.echo(f"the checkpoints in {FOLDER.resolve()} are removed")
     check_parameters(recipe or Path())
     if recipe is None:
