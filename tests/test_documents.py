@@ -10,6 +10,10 @@ into a list of records by the words of the record meant, `rows.train,ours,fp32.i
 Decimals and unit (%, M) are those of the document, the digits are the file's, rounded once; – is for what no file
 holds.
 
+A paragraph that quotes figures of a committed file has a comment above it with their keys, in the order of the text:
+
+    <!-- in words, from artifacts/seeds/summary.json: fid_test.real_std fid_val.real_std -->
+
 A table of figures that no committed file holds has the comment <!-- measured on MACHINE -->.
 
 `python tests/test_documents.py --write` writes the figures of all tables anew.
@@ -35,6 +39,7 @@ from stages.runner import PARAMS, ROOT, files_of, read_yaml, with_settings
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 NONE = "–"
 TABLE = re.compile(r"(?:<!--((?:(?!-->)[\s\S])*)-->\n)?((?:^\|.*\n)+)", re.MULTILINE)
+SENTENCES = re.compile(r"<!-- in words, from (\S+):\s+([^>]*?)\s*-->\n((?:(?!<!--).+\n)+)")
 SOURCE = re.compile(r"\s*figures from (\S+):\s+(.*?)\s*", re.DOTALL)
 FIGURE = re.compile(r"−?\d[\d,]*(?:\.(\d+))?( %|M)?")
 FIGURE_CELL = re.compile(r"\**−?\d[\d,]*(\.\d+)?( ?(±.*|%|M|s|min.*|h))?\**")
@@ -175,6 +180,15 @@ def test_figures_are_those_of_the_committed_files(table):
 
 
 @pytest.mark.parametrize("document", documented(Path))
+def test_figures_in_sentences_are_those_of_the_committed_files(document):
+    for path, keys, text in SENTENCES.findall(document.read_text("utf-8")):
+        figures = FIGURE.finditer(text)
+        for key in keys.split():
+            (number,) = numbers_of(path, key)
+            assert any(as_written(figure, number) == figure[0] for figure in figures), f"{key} is {number}, in {text}"
+
+
+@pytest.mark.parametrize("document", documented(Path))
 def test_every_table_of_figures_says_where_they_come_from(document):
     for table in tables(document):
         cells = [cell for row in table.rows[1:] for cell in row[1:] if len(name_in(cell)) > 1]
@@ -255,6 +269,15 @@ def test_parameters_of_commands_exist(document):
             files_of(name, recipe, values_after(words, "--in"), None)
 
 
+@pytest.mark.parametrize("document", documented(Path))
+def test_commands_of_tools_have_these_options(document):
+    for _, *words in commands(document):
+        if words[0].endswith("python") and words[1] == "-m" and words[2].split(".")[0] in ("tools", "bench"):
+            package = words[2].startswith("bench")
+            module = import_module("bench.__main__" if package else words[2])
+            module.command.make_context(words[2], words[3:])  # click refuses what it does not know
+
+
 def test_the_readme_is_short_where_it_must_be():
     text = (ROOT / "README.md").read_text("utf-8")
     lines = text.splitlines()
@@ -273,8 +296,8 @@ def test_the_readme_is_short_where_it_must_be():
 
 @pytest.mark.parametrize("document", documented(Path))
 def test_lines_of_text_have_at_most_120_columns(document):
-    lines = document.read_text("utf-8").splitlines()
-    assert [line for line in lines if len(line) > 120 and not line.startswith(("|", "<!--"))] == []
+    lines = re.sub(r"<!--[\s\S]*?-->", "", document.read_text("utf-8")).splitlines()
+    assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
 
 
 def write() -> None:
