@@ -72,11 +72,22 @@ class Model:
             images = torch.cat([self.decoder(batch.x) for batch in self._batches(n, seed, first, **how)])
         return images.clone()  # made outside of inference mode, it may be edited in place
 
-    def denoising(self, n: int, seed: int = 0, first: int = 0, **how: Any) -> Tensor:
+    def denoising(
+        self,
+        n: int,
+        seed: int = 0,
+        first: int = 0,
+        *,
+        label: Label | Sequence[Label] = None,
+        steps: int | None = None,
+        sampler: Choice = None,
+        spacing: Choice = None,
+    ) -> Tensor:
         """The states from noise to the images that `sample` draws, decoded: uint8 (n, steps + 1, C, H, W).
 
-        how: as for `sample`, which see also for what is raised.
+        What is given and what is raised is as for `sample`.
         """
+        how: dict[str, Any] = {"label": label, "steps": steps, "sampler": sampler, "spacing": spacing}
         with torch.inference_mode(), ieee_fp32():
             (batch,) = self._batches(n, seed, first, **how, shown=n)
             states: Any = batch.trajectory
@@ -85,7 +96,7 @@ class Model:
 
     def save(self, path: str | Path) -> None:
         """Write the model as one file, which `load` takes: its networks, mean and deviation of each latent channel, and
-        how it was made. Raises: InputError for a folder, or what is no path.
+        how it was made. Raises: InputError for a folder, a file in no folder, or what is no path.
         """
         tensors = {f"latents.{name}": self.parts["latents"][name] for name in MOMENTS}
         for kind in filter(self.parts.__contains__, NETWORKS):
@@ -93,6 +104,8 @@ class Model:
         config = {kind: artifact.config for kind, artifact in self.parts.items()}
         if (target := _path(path)).is_dir():
             raise InputError(f"{path} is a folder; name a file in it")
+        if not target.parent.is_dir():
+            raise InputError(f"{path}: there is no folder {target.parent}; make it, or name another file")
         artifacts.save(target, "model", tensors, config, list(self.parts.values()))
 
     def labels(self, n: int, first: int = 0, *, label: Label | Sequence[Label] = None) -> Tensor | None:
@@ -171,7 +184,7 @@ def load(path: str | Path, device: str | None = None) -> Model:
     missing or corrupt artifact, ones that do not belong together, or what is no path.
     """
     try:
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # which a device without data, such as meta, cannot
     except (RuntimeError, TypeError, AssertionError) as error:  # a torch without CUDA asserts
         reason = str(error).partition("\n")[0]
         raise InputError(f"device {device!r}: {reason}; choose cpu, or cuda where torch can use a GPU") from None
