@@ -3,7 +3,8 @@
 \b
 fid                       Fréchet distance of the row's features to those of all training images
 fid_test, fid_val         fid over that of as many test images, or validation images: 1 is as close as these are
-…_std, …_real_std         standard deviation of a ratio over bootstrap resamples: of both its sides, of the real one
+…_std                     standard deviation of a ratio over bootstrap resamples of the row and of the real images
+…_real_std                the same over those of the real images alone
 second_test, second_val   as fid_test and fid_val, in the features of the second classifier, which no choice has used
 within_test, within_val   the ratio within each class, in the mean over the classes
 worst_test, worst_val     the largest of these, with its class
@@ -12,8 +13,10 @@ agree, agree_second       share of the images that the first, or second, classif
 precision, recall         share of images near real ones, and of real images near them; density and coverage likewise
 label_tv                  total-variation distance of the classes that the classifier sees to those of training
 
-The rows are those whose files dvc.yaml lists. What a row has no classes for, or too few images, is null. Test and
-validation images that are equal to a training image in every pixel are left out.
+The rows are those whose files dvc.yaml lists. The classes of samples follow the training images' shares by quota, for
+which the distances are smaller than for classes drawn by chance; those within classes cannot gain by it. What a row has
+no classes for, or too few images, is null. Test and validation images that are equal to a training image in every pixel
+are left out.
 """
 
 from __future__ import annotations
@@ -43,7 +46,7 @@ class Config(Section):
 
     seed: seed of the subsets, the resamples and the rows random, vae_prior and reconstruction
     n: images per row; where fewer test images (or, without final, validation images) or training images are there, as
-      many as these
+      many as these; the row validation_images counts its own too
     final: compare with the test images too; false is for making a choice by hand (--out), which sees validation images
       alone, and leaves the row test_images out
     row: the only row to score; all are those whose files dvc.yaml lists
@@ -109,7 +112,11 @@ def compute(run: Run[Config]) -> None:
     generated = inputs["generated"]
     if generated["images"].shape[1:] != images["train_images"].shape[1:]:
         raise InputError(f"{generated.path} and {images.path} do not belong together: their images differ in shape")
-    n = min(config.n, *(len(images[f"{split}_images"]) for split in (first_split, "train")))
+    rows = [name for name in ROWS if (f"{name}.json" in run.outputs if config.row == "all" else name == config.row)]
+    rows = [name for name in rows if config.final or name != "test_images"]
+    if not rows:
+        raise InputError(f"row {config.row} with final false: no row is left to score; name another row")
+    n = images_per_row(config.n, images, rows, first_split)
     width = inputs["features"]["train"].shape[1]
     sizes = {f"{split} images": len(images[f"{split}_images"]) for split in ("train", *splits.values())}
     few = [f"{count} {what}" for what, count in (sizes | {"images per row": n}).items() if count <= width]
@@ -123,10 +130,6 @@ def compute(run: Run[Config]) -> None:
         raise InputError(f"the generated images are all of class {label}, the others are not; set sample.label to null")
     if (count := len(generated["images"])) < n:
         raise InputError(f"{n} images per row: {count} are generated; lower evaluate.n or raise sample.n")
-    rows = [name for name in ROWS if (f"{name}.json" in run.outputs if config.row == "all" else name == config.row)]
-    rows = [name for name in rows if config.final or name != "test_images"]
-    if not rows:
-        raise InputError(f"row {config.row} with final false: no row is left to score; name another row")
     spaces = [Space.fit(run, inputs, splits, suffix) for suffix in ("", "_second")]
     manifold = None
     if n > config.neighbours:
@@ -144,6 +147,12 @@ def compute(run: Run[Config]) -> None:
         run.write("table.md", markdown(table).encode())
     if "table.png" in run.outputs:  # last, since a figure may fail where the results do not
         run.write("table.png", figure(table))
+
+
+def images_per_row(n: int, images: Artifact, rows: Sequence[str], split: str) -> int:
+    """n, or as many images as the smallest of the splits has that rows are drawn from, or compared with first."""
+    drawn_from = {split, "train"} | ({"validation"} if "validation_images" in rows else set())
+    return min(n, *(len(images[f"{name}_images"]) for name in drawn_from))
 
 
 def without_twins(images: Artifact, features: Artifact, splits: Iterable[str]) -> dict[str, Artifact]:

@@ -23,7 +23,7 @@ class Config(Section):
 
     seed: seed of the subsets
     n: generated images; where there are fewer, all
-    percentile: an image passes for a copy when its score is below this percentile of real ones of its class
+    percentile: an image passes for a copy when its score is at most this percentile of real ones of its class
     neighbours: nearest training images of the score, the first included
     planted: copies of training images of each kind: decoded from their latents, shifted, turned
     pairs: pairs of the lowest scores to show

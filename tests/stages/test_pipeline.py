@@ -23,7 +23,7 @@ from ldm import artifacts, errors, images
 from ldm.metrics.memorisation import Search, thresholds
 from ldm.networks.classifier import Classifier, in_batches
 from stages import train_vae
-from stages.evaluate import CHIEF, without_twins
+from stages.evaluate import CHIEF, images_per_row, without_twins
 from stages.runner import read_yaml
 
 pytestmark = pytest.mark.slow
@@ -364,7 +364,7 @@ def test_python_interface_takes_other_samplers(project):
             model.sample(**wrong)
     with pytest.raises(errors.InputError, match="known are ddim"):
         model.sample(1, sampler="nosuch")
-    for device in ("gpu", "cuda:99"):
+    for device in ("gpu", "cuda:99", "meta"):
         with pytest.raises(errors.InputError, match=f"device '{device}': .*; choose cpu, or cuda where"):
             ldm.load(project / "artifacts", device)
     for path in ("a\0b", 5, None):
@@ -374,6 +374,11 @@ def test_python_interface_takes_other_samplers(project):
             model.save(path)
     with pytest.raises(errors.InputError, match="artifacts is a folder; name a file in it"):
         model.save(project / "artifacts")
+    with pytest.raises(
+        errors.InputError, match=r"nosuch/a\.safetensors: there is no folder .*nosuch; make it, or name"
+    ):
+        model.save(project / "nosuch/a.safetensors")
+    assert not (project / "nosuch").exists()
     with pytest.raises(errors.InputError, match=r"samplers\.ddim\.eta: -1\.0 will not do"):
         model.sample(1, sampler={"ddim": {"eta": -1.0}})
 
@@ -484,6 +489,17 @@ def test_one_row_of_validation_images_alone(project, tmp_path):
     assert row[0] == "validation_images"
     assert row[1]["fid_val"] == 1
     assert not [key for key in row[1] if "test" in key or key == "copies"]
+
+
+def test_no_row_has_more_images_than_its_split():
+    images = {"train_images": range(9), "validation_images": range(4), "test_images": range(6)}
+    for rows, split, n in (
+        (["diffusion"], "test", 6),
+        (["diffusion"], "validation", 4),
+        (["diffusion", "validation_images"], "test", 4),
+    ):
+        assert images_per_row(100, images, rows, split) == n
+    assert images_per_row(2, images, ["validation_images"], "test") == 2
 
 
 def test_the_second_classifier_is_another_one(project, tmp_path):
