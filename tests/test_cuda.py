@@ -1,6 +1,7 @@
 """The same on a GPU: training learns, resumes and never waits for the device; results are the CPU's, to rounding."""
 
 import hashlib
+import json
 import math
 import sys
 import warnings
@@ -265,3 +266,14 @@ def test_the_deterministic_switch_gives_the_same_bytes_again(tmp_path):
 
 def digest_of(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+@pytest.mark.slow
+def test_the_table_agrees_with_the_cpus(project, tmp_path):
+    done = run_in(project, sys.executable, "-m", "stages.evaluate", "--device", DEVICE, "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    files = tmp_path / "measures.json", project / "artifacts/report/measures.json"
+    here, there = (json.loads(path.read_text("utf-8"))["diffusion"] for path in files)
+    assert here.keys() == there.keys()
+    for key, value in there.items():
+        assert here[key] == (pytest.approx(value, rel=0.01, abs=0.01) if isinstance(value, float) else value), key
