@@ -10,24 +10,39 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
+from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import MappingNode, ScalarNode
+from ruamel.yaml.tag import Tag
 
 from ldm import InputError, Section, choices_of
 from ldm.config import MOST, shown
 
 PARAMS = Path("params.yaml")
 DEEPEST = 9  # dots in the name of a parameter
-AS_WRITTEN = {"root", "label", "background"}  # names, of which YAML would read some as numbers or comments
+AS_WRITTEN = {"root", "label", "background"}  # names, of which YAML would read some as numbers or dates
 # attributes of limits, as annotated_types names them → how --help shows them
 SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "multiple_of": "multiple of"}
 SIGNS |= {"min_length": "length ≥", "max_length": "length ≤"}
 LARGE = {MOST: "10⁹", 2**63: "2⁶³"}
 
 
+class Constructor(SafeConstructor):
+    """Takes names as they are written: `root: 007` is the folder 007."""
+
+    def construct_mapping(self, node: MappingNode, deep: bool = False) -> Any:
+        for key, value in node.value:
+            if key.value in AS_WRITTEN and isinstance(value, ScalarNode) and not str(value.tag).endswith(":null"):
+                value.ctag = Tag(suffix="tag:yaml.org,2002:str")
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping (version 1.2, as DVC reads it). Raises: InputError."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Constructor = Constructor
     try:
-        values = YAML(typ="safe", pure=True).load(path.read_text("utf-8"))
+        values = yaml.load(path.read_text("utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} is missing here; run from the folder that holds it") from None
     except (YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:

@@ -50,8 +50,8 @@ def helped() -> dict[str, list[Any]]:
 
 
 def words(text: str) -> str:
-    """Without line breaks and indentation."""
-    return " ".join(text.split())
+    """Without line breaks, also those behind a hyphen, and indentation."""
+    return " ".join(text.split()).replace("- ", "-")
 
 
 @pytest.mark.parametrize("module", COMMANDS)
@@ -109,7 +109,7 @@ def test_help_lists_every_option_of_every_choice_with_its_value(helped, module):
 @pytest.mark.parametrize(
     ("module", "row"),
     [
-        ("train_diffusion", "networks.unet.multipliers = [1, 1] list of int ≥ 1 and ≤ 64"),
+        ("train_diffusion", "networks.unet.multipliers = [1, 1] list of int ≥ 1 and ≤ 10⁹, length ≥ 1: "),
         ("train_diffusion", "optimisation.betas = [0.9, 0.99] list of float ≥ 0 and < 1:"),
         ("prepare_data", "min_per_class = null"),
         ("sample", "seed = 0 int, ≥ 0, < 2⁶³: "),

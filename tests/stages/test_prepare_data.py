@@ -8,10 +8,10 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
-from ruamel.yaml import YAML
 
 from ldm import InputError, artifacts
 from stages import prepare_data
+from stages.runner import read_section
 
 DATA_ROOT = os.environ.get("LDM_DATA_ROOT", "")
 SPLITS = ("train", "validation", "test")
@@ -160,17 +160,17 @@ def test_a_root_of_any_name(prepare, leaves, name):
     assert prepare("dataset=folder", f"root={leaves.parent / name}").config["data"] == name
 
 
-@pytest.mark.parametrize("name", ["2024", "2024-01-01"])
-def test_a_root_in_params_yaml_that_looks_like_a_number(name):
+@pytest.mark.parametrize("name", ["2024", "2024-01-01", "007", "1.5", "1e3", "0x10", "1_000", "true"])
+def test_a_root_in_params_yaml_that_looks_like_a_number(tmp_path, name):
     """`dvc exp run -S prepare_data.root=2024` writes it without quotes."""
-    values = read_yaml_text(f"{{seed: 0, dataset: folder, root: {name}}}")
+    (tmp_path / "params.yaml").write_text(f"prepare_data: {{seed: 0, dataset: folder, root: {name}}}")
+    values = read_section(tmp_path / "params.yaml", "prepare_data")
     assert prepare_data.Config.parse(values, "prepare_data").root == name
+
+
+def test_a_number_in_the_place_of_a_name_is_to_be_quoted():
     with pytest.raises(InputError, match=r"root: 1000\.0 will not do; it should be a valid string: write it in quotes"):
-        prepare_data.Config.parse(read_yaml_text("{seed: 0, dataset: folder, root: 1e3}"), "prepare_data")
-
-
-def read_yaml_text(text: str) -> dict:
-    return YAML(typ="safe", pure=True).load(text)
+        prepare_data.Config.parse({"seed": 0, "dataset": "folder", "root": 1e3}, "prepare_data")
 
 
 def test_a_relative_root_that_looks_like_a_number(prepare, leaves, monkeypatch):
