@@ -22,6 +22,7 @@ from stages.runner.checkpoints import SIGNALS  # noqa: E402
 from tools.small import SMALL, change, copy_project, run_in  # noqa: E402
 
 __all__ = ["ROOT", "SMALL", "Run", "change", "copy_project", "run_in"]
+NAME = "un projet à moi"
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -45,15 +46,16 @@ def here(tmp_path, monkeypatch):
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project in which `dvc repro` has run on a few hundred real digits, on one thread of the CPU.
 
-    Under xdist the first process that asks for it makes it, and each has a copy of its own.
+    Its path has spaces and letters beyond ASCII. Under xdist the first process that asks for it makes it, and each has
+    a copy of its own.
     """
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with (shared / "project.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (shared / "project").exists():
-            made = copy_project(shared / "project.made")
+        if not (shared / NAME).exists():
+            made = copy_project(shared / f"{NAME}.made")
             done = run_in(made, "dvc", "repro", OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
             assert done.returncode == 0, done.stdout + done.stderr
-            made.rename(shared / "project")
-    return shutil.copytree(shared / "project", base / "own" / "project")
+            made.rename(shared / NAME)
+    return shutil.copytree(shared / NAME, base / "own" / NAME)
