@@ -24,7 +24,7 @@ AS_WRITTEN = {"root", "label", "background"}  # names, of which YAML would read 
 # attributes of limits, as annotated_types names them → how --help shows them
 SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "multiple_of": "multiple of"}
 SIGNS |= {"min_length": "length ≥", "max_length": "length ≤"}
-LARGE = {MOST: "10⁹", 2**63: "2⁶³"}
+LARGE = {MOST: "10**9", 2**63: "2**63"}
 
 
 class Constructor(SafeConstructor):

@@ -98,7 +98,7 @@ def test_the_machine_is_named_with_its_units_for_bf16(monkeypatch):
 @pytest.mark.slow
 def test_a_run_from_end_to_end(monkeypatch, tmp_path):
     """Against diffusers alone, as short as can be: what the files say follows from the rows' own figures."""
-    monkeypatch.setattr(bench, "PEERS", {"diffusers": PEERS["diffusers"]})
+    monkeypatch.setattr("bench.sides.PEERS", {"diffusers": PEERS["diffusers"]})
     sizes = ["--rounds", "3", "--seconds", "0", "--batch-size", "8", "--n", "2", "--evaluations", "2"]
     done = CliRunner().invoke(
         bench.command, [*sizes, "--device", "cpu", "--out", str(tmp_path)], catch_exceptions=False
