@@ -181,7 +181,9 @@ def test_figures_are_those_of_the_committed_files(table):
 
 @pytest.mark.parametrize("document", documented(Path))
 def test_figures_in_sentences_are_those_of_the_committed_files(document):
-    for path, keys, text in SENTENCES.findall(document.read_text("utf-8")):
+    quoted = SENTENCES.findall(document.read_text("utf-8"))
+    assert len(quoted) == document.read_text("utf-8").count("<!-- in words")
+    for path, keys, text in quoted:
         figures = FIGURE.finditer(text)
         for key in keys.split():
             (number,) = numbers_of(path, key)
