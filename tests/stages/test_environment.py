@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_in
 
 from stages.runner import processes
 
@@ -41,6 +41,16 @@ def test_a_stage_runs_in_any_environment(run, tmp_path, environment):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "ä b/images.safetensors").exists()
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_stage_that_draws_runs_in_all_of_it_at_once(project, tmp_path):
+    environment = {"RANK": "3", "WORLD_SIZE": "4", "HOME": "/nonexistent", "MPLBACKEND": "module://no_such_backend"}
+    environment |= {"LANG": "C", "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    done = run_in(project, sys.executable, "-m", "stages.memorisation", "--out", str(tmp_path / "ä b"), **environment)
+    assert done.returncode == 0, done.stderr
+    for name in ("memorisation.json", "scores.png", "closest_pairs.png"):
+        assert (tmp_path / "ä b" / name).read_bytes() == (project / "artifacts/report" / name).read_bytes()
 
 
 @pytest.mark.slow
