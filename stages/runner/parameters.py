@@ -27,8 +27,8 @@ SIGNS |= {"min_length": "length ≥", "max_length": "length ≤"}
 LARGE = {MOST: "10**9", 2**63: "2**63"}
 
 
-class Constructor(SafeConstructor):
-    """Takes names as they are written: `root: 007` is the folder 007."""
+class NamesAsWritten(SafeConstructor):
+    """Builds plain data, as its base does, but takes names as they are written: `root: 007` is the folder 007."""
 
     def construct_mapping(self, node: MappingNode, deep: bool = False) -> Any:
         for key, value in node.value:
@@ -40,7 +40,7 @@ class Constructor(SafeConstructor):
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping (version 1.2, as DVC reads it). Raises: InputError."""
     yaml = YAML(typ="safe", pure=True)
-    yaml.Constructor = Constructor
+    yaml.Constructor = NamesAsWritten
     try:
         values = yaml.load(path.read_text("utf-8"))
     except FileNotFoundError:
