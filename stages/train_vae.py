@@ -1,9 +1,11 @@
 """Train the variational autoencoder: a likelihood of the pixels and a weighted KL term."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
-from ldm import InputError, NonNegative, Options, Section, Seed, choice, from_uint8, metrics, networks, training
+from ldm import InputError, NonNegative, Options, Section, Seed, Share, choice, from_uint8, metrics, networks, training
 from ldm.lazy import Tensor, torch
 from ldm.networks import autoencoders
 from ldm.training import Optimisation
@@ -19,6 +21,8 @@ class Config(Section):
     autoencoder: the network
     kl_weight: weight of the KL term; 1 is the evidence lower bound
     likelihood: of the pixels given the decoder's mean; gaussian and laplace have one width, the best for each batch
+    scaled: share of the images whose latents are made smaller and decoded into a smaller image, so that the latents of
+      one thing in two sizes are alike, and a denoiser learns them faster; 0 for none
     """
 
     seed: Seed
@@ -26,6 +30,7 @@ class Config(Section):
     autoencoders: Options
     kl_weight: NonNegative
     likelihood: Literal["bernoulli", "gaussian", "laplace"] = "bernoulli"
+    scaled: Share = 0.0
     optimisation: Optimisation
 
 
@@ -35,14 +40,19 @@ def compute(run: Run[Config]) -> None:
     generator = torch.Generator(run.device).manual_seed(config.seed)
     train, validation = (images[f"{split}_images"].to(run.device) for split in ("train", "validation"))
     vae = vaes.from_config(config.resolved(), train.shape[1:]).to(run.device)
-    order = training.loop.Batches(len(train), config.optimisation.batch_size, generator)
-    local = training.distributed.local_slice(config.optimisation.batch_size)
+    size = config.optimisation.batch_size
+    order = training.loop.Batches(len(train), size, generator)
+    local = training.distributed.local_slice(size)
     latent_shape = vae.encode(from_uint8(train[:1])).mean.shape[1:]
+    vae_loss: Callable[..., Tensor] = vaes.vae_loss
+    if config.scaled:
+        heights = networks.scaling.heights(range(size)[local], config.scaled, latent_shape[1], run.device)
+        vae_loss = partial(networks.scaling.scaled_vae_loss, heights=heights)
 
     def loss(index: Tensor) -> Tensor:
         eps = torch.randn(len(index), *latent_shape, generator=generator, device=train.device)
         x = from_uint8(train[index[local]])
-        return vaes.vae_loss(vae, x, eps[local], config.kl_weight, config.likelihood).mean()
+        return vae_loss(vae, x, eps[local], kl_weight=config.kl_weight, likelihood=config.likelihood).mean()
 
     @torch.inference_mode()
     def validate(network: networks.autoencoder.Autoencoder) -> float:

@@ -13,7 +13,7 @@ from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from ldm.diffusion import Denoiser, DiffusionLoss
-from ldm.networks import Posterior, Standardiser, autoencoder, autoencoders, classifiers, networks
+from ldm.networks import Posterior, Standardiser, autoencoder, autoencoders, classifiers, networks, scaling
 from ldm.networks.classifier import Classifier
 from ldm.sampling import Guided, Streams, samplers, spacings, states
 from ldm.sampling.classes import classes_of
@@ -96,6 +96,8 @@ def test_the_autoencoder_and_the_classifiers():
         assert autoencoder.decode_images(vae, posterior.mean).device.type == "cuda"
         x, eps = images / 255, torch.empty(posterior.mean.shape, device="cuda")
         assert autoencoder.vae_loss(vae, x, eps, 1.0).device.type == "cuda"
+        sizes = scaling.heights(range(B), 0.5, 7, "cuda")
+        assert scaling.scaled_vae_loss(vae, x, eps, sizes, 1.0).device.type == "cuda"
         assert all(moved(network)(x).device.type == "cuda" for network in bodies)
 
 

@@ -25,7 +25,7 @@ from tools.check import check_parameters
 
 SHAPES = dict.fromkeys(("cifar10", "cifar100", "svhn"), (3, 32, 32))  # (C, H, W); of the others that of MNIST
 MNIST = (1, 28, 28)
-COLOUR = {"train_vae.likelihood": "gaussian", "train_vae.kl_weight": 0.2}
+COLOUR = {"train_vae.likelihood": "gaussian", "train_vae.kl_weight": 0.2, "train_vae.scaled": 0.0}
 SHOWN = 200  # samples that the grid shows
 NETWORK, OPTIMISATION = "train_diffusion.networks.unet", "train_diffusion.optimisation."
 EPOCHS, FEWEST_STEPS = 150, 1000  # after more of them the emoji's validation loss rose
@@ -127,7 +127,7 @@ def fitting_settings(values: dict[str, Any], settings: Sequence[str], own_sizes:
             patch = networks.autoencoder.fitting_patch(shape)
             channels = networks.autoencoder.fitting_latent_channels(shape, patch)
             height, width = -(-height // patch), -(-width // patch)
-            found |= COLOUR if shape[0] == 3 else {}
+            found |= COLOUR if shape[0] == 3 else {"train_vae.scaled": 0.0} if height < 3 else {}
         found[f"{NETWORK}.width"] = 64 if channels * height * width <= 512 else 96
         found[OPTIMISATION + "batch_size"] = 256 if height * width <= 100 else 64
     fitted = with_settings(dict(values), [*as_settings(found), *settings])

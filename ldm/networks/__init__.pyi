@@ -2,6 +2,7 @@ from . import autoencoder as autoencoder
 from . import classifier as classifier
 from . import conv_unet as conv_unet
 from . import mlp as mlp
+from . import scaling as scaling
 from . import unet as unet
 from .latents import Posterior as Posterior
 from .latents import Standardiser as Standardiser
