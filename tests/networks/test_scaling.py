@@ -85,7 +85,7 @@ def test_training_by_it_makes_small_latents_decode_to_small_images():
         torch.manual_seed(1)
         vae = autoencoders.build("conv_vae", SMALL)((1, 28, 28))
         optimizer, sizes = torch.optim.Adam(vae.parameters(), 3e-3), heights(range(64), share, 7)
-        for _ in range(60):
+        for _ in range(150):
             optimizer.zero_grad()
             scaled_vae_loss(vae, x, torch.randn(64, 2, 7, 7), sizes, 0.02).mean().backward()
             optimizer.step()

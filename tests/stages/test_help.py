@@ -128,7 +128,7 @@ def test_what_the_test_above_looks_for():
     }
     assert rows["samplers.ddim.eta"] == 0.0
     assert rows["spacings.karras.rho"] == 7.0
-    assert rows["guidance.weight"] == 1.4
+    assert rows["guidance.weight"] == 1.2
     assert rows["label"] is None
 
 

@@ -92,9 +92,9 @@ def test_a_recipe_for_a_folder_of_images(copy, tmp_path):
     assert "prepare_data" in done.stdout
 
 
-@pytest.mark.parametrize(("batch_size", "steps"), [(None, 1600), (128, 3300), (32, 3500)])
+@pytest.mark.parametrize(("batch_size", "steps"), [(None, 1600), (160, 2600), (32, 3000)])
 def test_the_steps_follow_the_batch_that_is_set(monkeypatch, batch_size, steps):
-    """Of 4,000 pictures 2,800 are for training, and 150 times as many are shown: 420,000, in 3,500 steps at most."""
+    """Of 4,000 pictures 2,800 are for training, and 150 times as many are shown: 420,000, in 3,000 steps at most."""
     monkeypatch.setattr(new_recipe_tool, "of_folder", lambda config: ((3, 32, 32), 4000))
     settings = ["prepare_data.dataset=folder", "prepare_data.root=pictures"]
     settings += [f"train_diffusion.optimisation.batch_size={batch_size}"] if batch_size else []
