@@ -102,6 +102,15 @@ def test_the_steps_follow_the_batch_that_is_set(monkeypatch, batch_size, steps):
     assert f"train_diffusion.optimisation.steps={steps}" in fitted
 
 
+@pytest.mark.parametrize(("side", "scales"), [(8, False), (9, True)])
+def test_an_autoencoder_scales_where_its_grid_has_a_smaller_one(monkeypatch, side, scales):
+    """In patches of 4 pixels, 8 pixels are 2 places, and 9 are 3."""
+    monkeypatch.setattr(new_recipe_tool, "of_folder", lambda config: ((1, side, side), 4000))
+    settings = ["prepare_data.dataset=folder", "prepare_data.root=pictures"]
+    fitted = new_recipe_tool.fitting_settings(read_yaml(ROOT / "params.yaml"), settings, own_sizes=False)
+    assert ("train_vae.scaled=0.0" not in fitted) == scales
+
+
 def test_a_few_pictures_get_a_table_of_what_can_be_said(copy, tmp_path):
     """12 of each class, of two sizes and one of a pixel, in folders with names for which YAML and figures have uses."""
     root = tmp_path / "a: b #1 ${y}"
