@@ -6,12 +6,16 @@ all images, and within each class.
 
 import math
 from collections.abc import Iterable, Sequence
-from functools import reduce
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, reduce
 from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
+from joblib import cpu_count
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from ldm.errors import InputError
 
@@ -19,7 +23,8 @@ Array = NDArray[np.float64]
 Features = NDArray[np.floating]
 
 
-class Moments(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Moments:
     """Mean (d,) and scatter Σ (x − mean)(x − mean)ᵀ (d, d) of n features."""
 
     mean: Array
@@ -30,6 +35,12 @@ class Moments(NamedTuple):
     def covariance(self) -> Array:
         """The unbiased estimate, (d, d)."""
         return self.scatter / (self.n - 1)
+
+    @cached_property
+    def root(self) -> Array:
+        """The symmetric square root of the covariance, (d, d); eigenvalues that rounding left below 0 count as 0."""
+        values, vectors = scipy.linalg.eigh(self.covariance)
+        return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
 
 
 def merge(a: Moments, b: Moments) -> Moments:
@@ -70,14 +81,12 @@ def _of_batch(features: Features, name: str) -> Moments:
 def frechet_distance(a: Moments, b: Moments) -> float:
     """‖μ_a − μ_b‖² + Tr(Σ_a + Σ_b − 2 (Σ_a Σ_b)^½) (Heusel et al. 2017, arXiv:1706.08500, Eq. 6).
 
-    The last trace is that of the symmetric (Σ_a^½ Σ_b Σ_a^½)^½, a sum of roots of eigenvalues
-    that are ≥ 0 up to rounding. Raises: InputError where the widths differ.
+    The last trace is that of the symmetric (Σ_b^½ Σ_a Σ_b^½)^½, a sum of roots of eigenvalues that are ≥ 0 up to
+    rounding. The root of Σ_b is kept for the next distance to b. Raises: InputError where the widths differ.
     """
     if a.mean.shape != b.mean.shape:
         raise InputError(f"features of widths {a.mean.size} and {b.mean.size}; take both from one classifier")
-    values, vectors = scipy.linalg.eigh(a.covariance)
-    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-    product = root @ b.covariance @ root
+    product = b.root @ a.covariance @ b.root
     cross = np.sqrt(scipy.linalg.eigvalsh((product + product.T) / 2).clip(min=0)).sum()
     difference = a.mean - b.mean
     distance = difference @ difference + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross
@@ -192,10 +201,13 @@ def _distance(features: Features, train: Moments) -> float:
 def _scatter(features: Features, train: Moments, resamples: int) -> float | None:
     """Standard deviation of the distance over bootstrap resamples, over their mean; None without resamples.
 
-    A resample repeats images, which makes each distance larger: hence in relation to the mean.
+    A resample repeats images, which makes each distance larger: hence in relation to the mean. Each is computed on one
+    thread, and as many at a time as there are CPUs: matrices as small as these gain nothing from several.
     """
     if not resamples:
         return None
     rng, n = np.random.default_rng(0), len(features)
-    distances = [_distance(features[rng.integers(n, size=n)], train) for _ in range(resamples)]
+    drawn = [rng.integers(n, size=n) for _ in range(resamples)]
+    with threadpool_limits(1), ThreadPoolExecutor(cpu_count()) as pool:
+        distances = list(pool.map(lambda index: _distance(features[index], train), drawn))
     return float(np.std(distances, ddof=1) / np.mean(distances))
