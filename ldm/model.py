@@ -149,6 +149,7 @@ class Model:
         move = self._build(samplers, "sampler", sampler)
         own_precision = has_bf16(self.denoiser.main.device.type) and self.sampling.get("precision")
         how: dict[str, Any] = {"seed": seed, "label": own, "precision": own_precision or "fp32", "shown": shown}
+        how["redraw"] = self.sampling.get("redraw", False)  # older models do not say
         return sample_batches(self.denoiser, move, sigmas, batches, **how)
 
     def _build(self, registry: Registry[Any], word: str, choice: Choice) -> Any:

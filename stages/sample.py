@@ -64,12 +64,15 @@ class Config(HowToSample):
     steps: steps of the sampler
     first: index of the first sample
     label: class of all samples, by its name, or its index; null gives each class its share of the training images
+    redraw: draw a sample once more that the denoiser itself takes for one of another class than the one asked for; to
+      look at it takes three evaluations for each class that there is
     shown: samples of the first batch whose states are kept for the animation
     """
 
     steps: Count
     first: Seed = 0
     label: Name | None = None
+    redraw: bool = False
     shown: Count = 10
 
 
@@ -87,7 +90,7 @@ def compute(run: Run[Config]) -> None:
     shown = 0 if "trajectory" in state else config.shown
     draw = partial(sample_batches, denoiser, sampler, sigmas, left, seed=config.seed, precision=config.precision)
     with torch.inference_mode(), bar(config.n, "img", run.name, len(state["samples"])) as progress:
-        for batch in draw(label=config.label, shown=shown):
+        for batch in draw(label=config.label, redraw=config.redraw, shown=shown):
             state["samples"] = torch.cat([state["samples"], batch.x.cpu()])
             if batch.labels is not None:
                 state["labels"] = torch.cat([state["labels"], batch.labels.byte().cpu()])

@@ -106,9 +106,10 @@ def fitting_settings(values: dict[str, Any], settings: Sequence[str], own_sizes:
     """The pipeline's sizes for images of another shape or number than MNIST's, as settings.
 
     The U-Net is wider for latents of more values, and a batch smaller for those of more places; pixels in colour have a
-    normal density. A folder has as many samples drawn and scored as it has test pictures, and a small one is trained on
-    for fewer steps. own_sizes: whether the values are another recipe's, whose sizes stay, but for a U-Net's patches of
-    pixels, which must fit. Raises: as `of_folder`, and for a folder that is not named.
+    normal density. No sample of other data than the pipeline's is drawn once more. A folder has as many samples drawn
+    and scored as it has test pictures, and a small one is trained on for fewer steps. own_sizes: whether the values are
+    another recipe's, whose sizes stay, but for a U-Net's patches of pixels, which must fit. Raises: as `of_folder`, and
+    for a folder that is not named.
     """
     before = values["prepare_data"].get("dataset")
     config = prepare_data.Config.parse(with_settings(dict(values), settings)["prepare_data"], "prepare_data")
@@ -116,11 +117,12 @@ def fitting_settings(values: dict[str, Any], settings: Sequence[str], own_sizes:
     if config.dataset == "folder" and not named:
         raise InputError("--set prepare_data.dataset=folder: which one? Add --set prepare_data.root=FOLDER")
     shape = SHAPES.get(config.dataset, MNIST)
-    found: dict[str, object] = {}
+    # to look at every sample has been tried with ten digits, and takes three evaluations for each class
+    found: dict[str, object] = {} if own_sizes or config.dataset == before else {"sample.redraw": False}
     if config.dataset == "folder":
         shape, count = of_folder(config)
         n = min(max(round(config.shares[2] * count), SHOWN), 10_000)
-        found = {f"{stage}.n": n for stage in ("sample", "evaluate", "memorisation") if stage in values}
+        found |= {f"{stage}.n": n for stage in ("sample", "evaluate", "memorisation") if stage in values}
     if shape != MNIST and not own_sizes:
         channels, height, width = shape
         if "train_vae" in values:

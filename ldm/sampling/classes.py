@@ -1,10 +1,18 @@
-"""The classes of samples, by quota: a sample's class is a function of its index, whatever the seed and the batch."""
+"""The classes of samples: the one asked for, by quota, and the one that the denoiser sees.
 
-from collections.abc import Mapping, Sequence
+By quota a sample's class is a function of its index, whatever the seed and the batch.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from ldm.diffusion import Denoiser
 from ldm.lazy import Tensor, torch
+from ldm.sampling.noise import Streams
+
+CHECKED = (0.75, 1.5, 3.0)  # σ̄ at which a class is told from others, for data of unit variance
+LOOKS = 2  # at a sample, each with noise of its own, until another class than the one asked for counts as seen
 
 
 def classes_of(
@@ -24,6 +32,38 @@ def classes_of(
     needed = min(1 << max(indices).bit_length(), period)  # a power of two, so that few lengths are computed
     sequence = quota(tuple(class_sizes), needed)
     return torch.tensor([sequence[index % period] for index in indices], device=device)
+
+
+def mistaken(denoiser: Denoiser, x: Tensor, labels: Tensor, streams: Streams) -> tuple[Tensor, Streams]:
+    """Which samples the denoiser takes for another class than theirs in each of `LOOKS` looks, and their streams.
+
+    x: (B, C, h, w); labels: (B,). The first look is at all samples, a further one at those that failed it. Returns
+    indices into the batch, in order.
+    """
+    left = torch.arange(len(x), device=x.device)
+    for _ in range(LOOKS):
+        if len(left):
+            wrong = class_seen(denoiser, x[left], streams) != labels[left]
+            left, streams = left[wrong], streams.of(wrong)
+    return left, streams
+
+
+def class_seen(denoiser: Denoiser, x: Tensor, noise: Callable[[], Tensor]) -> Tensor:
+    """The class that a denoiser takes each sample for, (B, C, h, w) → (B,), as a diffusion classifier.
+
+    Noise is added to a sample, and taken away by the denoiser, told one class after another: the class seen is the one
+    of the least squared error over σ̄², summed over the levels `CHECKED`, with the same noise for all classes. Li et al.
+    2023, arXiv:2303.16203. noise: gives a standard normal draw for all samples, (B, C, h, w).
+    """
+    known = [label for label, size in enumerate(denoiser.class_sizes) if size]
+    errors = torch.zeros(len(known), len(x), dtype=torch.float64, device=x.device)
+    for level in CHECKED:
+        sigma = torch.tensor(level, dtype=torch.float64)
+        noisy = x + sigma * noise()
+        for error, label in zip(errors, known, strict=True):
+            denoised = denoiser(noisy, sigma, torch.full((len(x),), label, device=x.device))
+            error += ((denoised - x) / sigma).square().flatten(1).sum(1)
+    return torch.tensor(known, device=x.device)[errors.argmin(0)]
 
 
 @lru_cache(8)

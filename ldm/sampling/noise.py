@@ -14,8 +14,11 @@ to 4 block + 3 of a draw are those of Box & Muller (1958), with u_i = (w_i + ½)
 CPU and GPU agree to the rounding of float64.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 from ldm.lazy import Tensor, torch
@@ -48,6 +51,12 @@ class Streams:
         self._indices = torch.tensor(list(indices), device=device)[:, None]
         self._blocks = torch.arange(-(-math.prod(shape) // 4), device=device)
         self._shape, self._draw = tuple(shape), 0
+
+    def of(self, chosen: Tensor) -> Streams:
+        """The streams of some of the samples, (B,) bool, which go on from the draw that all are at."""
+        streams = copy(self)
+        streams._indices = self._indices[chosen]
+        return streams
 
     def __call__(self) -> Tensor:
         u0, u1, u2, u3 = self._uniform(self._blocks)

@@ -9,7 +9,7 @@ from ldm.diffusion import Denoiser, Schedule
 from ldm.errors import InputError
 from ldm.lazy import Tensor, torch
 from ldm.precision import Precision, autocast
-from ldm.sampling.classes import classes_of
+from ldm.sampling.classes import classes_of, mistaken
 from ldm.sampling.guidance import Guided
 from ldm.sampling.levels import check_sigmas
 from ldm.sampling.noise import Streams
@@ -65,31 +65,47 @@ def sample_batches(
     *,
     seed: int,
     label: str | int | Mapping[int, int] | None = None,
+    redraw: bool = False,
     shown: int = 0,
     precision: Precision = "fp32",
 ) -> Iterator[Samples]:
     """Draw samples, batch by batch. batches: the numbers (indices) of the samples, each of which has its own noise.
 
     label: the class of all of them, as for `Guided.class_of`, or the index of each one's by its number; None is each by
-    its quota. shown: how many samples of the first batch have their states kept. precision: of the networks; the states
-    are float64. Raises: InputError for a class that the networks were not trained on, and for samples that are not
-    finite.
+    its quota. redraw: whether a sample that the denoiser takes for another class is drawn once more, by the noise that
+    follows in its stream; of networks with fewer than two classes none is. shown: how many samples of the first batch
+    have their states kept. precision: of the networks; the states are float64. Raises: InputError for a class that the
+    networks were not trained on, and for samples that are not finite.
     """
     own = label if isinstance(label, Mapping) else denoiser.class_of(label)
     check_sampler(sampler, denoiser.schedule)
+    draw = partial(_draw, denoiser, sampler, sigmas)
+    redraw = redraw and sum(map(bool, denoiser.class_sizes)) > 1
     for indices in batches:
         streams = Streams(seed, indices, denoiser.shape, denoiser.main.device)
         labels = classes_of(indices, denoiser.class_sizes, own, denoiser.main.device)
-        frames = []
         with autocast(precision, denoiser.main.device.type):
-            for x_t in states(denoiser, sampler, sigmas, streams, labels):
-                if shown:
-                    frames.append(x_t[:shown].float())
-        x = x_t.float()
-        if not x.isfinite().all():
-            raise InputError("samples became NaN or infinite; lower guidance.weight, or set the sampler's own options")
-        yield Samples(x, labels, torch.stack(frames, 1).cpu() if frames else None)
+            x, frames = draw(streams, labels, shown)
+            if redraw and labels is not None:
+                wrong, streams = mistaken(denoiser.main, x, labels, streams)
+                if len(wrong):
+                    x[wrong], again = draw(streams, labels[wrong], int((wrong < shown).sum()))
+                    frames[wrong[: len(again)].cpu()] = again
+        yield Samples(x, labels, frames if shown else None)
         shown = 0
+
+
+def _draw(
+    denoiser: Guided, sampler: Sampler, sigmas: Tensor, streams: Streams, labels: Tensor | None, shown: int
+) -> tuple[Tensor, Tensor]:
+    """Samples by the next draws of their streams, and the states of the first ones, as `Samples` has both."""
+    frames = []
+    for x_t in states(denoiser, sampler, sigmas, streams, labels):
+        frames.append(x_t[:shown].float())
+    x = x_t.float()
+    if not x.isfinite().all():
+        raise InputError("samples became NaN or infinite; lower guidance.weight, or set the sampler's own options")
+    return x, torch.stack(frames, 1).cpu()
 
 
 def check_sampler(sampler: Sampler, schedule: Schedule) -> None:

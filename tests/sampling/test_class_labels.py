@@ -7,8 +7,8 @@ from torch import nn
 from ldm import artifacts
 from ldm.diffusion import Denoiser, DiffusionLoss, penalties, predictions, schedules, weightings
 from ldm.errors import InputError
-from ldm.sampling import Guided
-from ldm.sampling.classes import classes_of, quota
+from ldm.sampling import Guided, Streams
+from ldm.sampling.classes import LOOKS, class_seen, classes_of, mistaken, quota
 
 UNET = {"width": 16, "multipliers": [1], "blocks": 1, "embedding": 32, "groups": 8, "heads": 2}
 CONFIG = {"network": "unet", "networks": {"unet": UNET}}
@@ -91,6 +91,56 @@ def test_the_class_of_a_sample_depends_on_its_index_alone():
     assert torch.equal(classes_of([10**12 + 17], sizes, None, "cpu"), whole[[17]])  # a multiple of the period
     assert classes_of(range(3), sizes, 2, "cpu").tolist() == [2] * 3
     assert classes_of(range(3), [], None, "cpu") is None
+
+
+class OfGaussians:
+    """The exact denoiser of classes N(mean, 0.5²) of one number each; what it is told of is counted."""
+
+    means = torch.tensor([-2.0, 0.0, 2.0], dtype=torch.float64)
+    class_sizes = (3, 0, 1)
+
+    def __init__(self) -> None:
+        self.told: list[tuple[float, int, int]] = []
+
+    def __call__(self, x, sigma, labels):
+        self.told.append((sigma.item(), labels[0].item(), len(x)))
+        mean = self.means[labels][:, None]
+        return mean + (x - mean) * 0.25 / (0.25 + sigma**2)
+
+
+def test_the_class_seen_is_the_nearest_of_those_trained_on():
+    """The number 0 is class 1's mean, of which there were no images; and a class between two is seen on its side."""
+    denoiser, x = OfGaussians(), torch.tensor([[-2.0], [2.0], [-0.3], [0.3], [0.0]]).repeat(200, 1)
+    seen = class_seen(denoiser, x, Streams(0, range(1000), (1,))).view(200, 5)
+    assert (seen[:, :2] == torch.tensor([0, 2])).all()
+    assert set(seen.unique().tolist()) == {0, 2}
+    assert (seen[:, 2] == 0).float().mean() > 0.6 < (seen[:, 3] == 2).float().mean()  # noise decides the others
+    assert sorted({(label, size) for _, label, size in denoiser.told}) == [(0, 1000), (2, 1000)]
+    assert sorted({sigma for sigma, _, _ in denoiser.told}) == [0.75, 1.5, 3.0]
+
+
+def after(draws: int, indices: torch.Tensor) -> Streams:
+    """The streams of these samples after so many draws."""
+    streams = Streams(4, indices.tolist(), (1,))
+    for _ in range(draws):
+        streams()
+    return streams
+
+
+def test_a_sample_is_mistaken_where_no_look_sees_its_class():
+    """Only those that failed the first look are looked at again, by further noise of their own streams."""
+    denoiser = OfGaussians()
+    x, labels = torch.tensor([[-2.0], [0.2], [2.0], [0.1]]).repeat(250, 1), torch.tensor([0, 0, 0, 2]).repeat(250)
+    found, streams = mistaken(denoiser, x, labels, Streams(4, range(1000), (1,)))
+    wrong = torch.arange(1000)
+    for look in range(LOOKS):
+        wrong = wrong[class_seen(denoiser, x[wrong], after(3 * look, wrong)) != labels[wrong]]
+    assert torch.equal(found, wrong)
+    assert torch.equal(streams(), after(3 * LOOKS, found)())
+    kinds = (found % 4).bincount(minlength=4).tolist()
+    assert kinds[0] == 0
+    assert kinds[2] == 250  # all numbers 2 that should be of class 0
+    assert 0 < kinds[3] < kinds[1] < 250  # 0.1 is nearer to the class that it should be of than 0.2 is to its own
 
 
 def test_guidance_gives_both_networks_the_same_classes():

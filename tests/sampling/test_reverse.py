@@ -8,7 +8,7 @@ from torch import nn
 from ldm.diffusion import Denoiser, predictions, schedules
 from ldm.errors import InputError
 from ldm.sampling import Guided, Streams, last_state, sample_batches, samplers, spacings, split_range, states
-from ldm.sampling.classes import classes_of
+from ldm.sampling.classes import classes_of, mistaken
 
 SAMPLERS = sorted(samplers.functions)
 SCHEDULES = sorted(schedules.functions)
@@ -133,15 +133,15 @@ def test_samples_have_numbers_of_63_bits():
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("class_sizes", [(), (5, 0, 15)])
-def test_any_division_into_batches_gives_the_same_samples(name, class_sizes):
+@pytest.mark.parametrize(("class_sizes", "redraw"), [((), True), ((5, 0, 15), False), ((5, 0, 15), True)])
+def test_any_division_into_batches_gives_the_same_samples(name, class_sizes, redraw):
     denoiser = guided(*class_sizes)
-    (whole,) = drawn(denoiser, name, range(12))
+    (whole,) = drawn(denoiser, name, range(12), redraw=redraw)
     assert whole.x.shape == (12, 2, 4, 4)
     assert whole.x.dtype == torch.float32
     assert len(whole.x.flatten(1).unique(dim=0)) == 12
     for division in ([range(7), range(7, 12)], [[i] for i in range(12)], [[11, 3], [0, 8, 5]]):
-        batches = drawn(denoiser, name, *division)
+        batches = drawn(denoiser, name, *division, redraw=redraw)
         assert [len(batch.x) for batch in batches] == [len(indices) for indices in division]
         indices = [index for part in division for index in part]
         x = torch.cat([batch.x for batch in batches])
@@ -150,8 +150,30 @@ def test_any_division_into_batches_gives_the_same_samples(name, class_sizes):
             assert torch.equal(torch.cat([batch.labels for batch in batches]), whole.labels[indices])
         else:
             assert all(batch.labels is None for batch in batches)
-    (other,) = drawn(denoiser, name, range(12), seed=6)
+    (other,) = drawn(denoiser, name, range(12), seed=6, redraw=redraw)
     assert not torch.isclose(other.x, whole.x).all()
+
+
+def test_what_the_denoiser_takes_for_another_class_is_drawn_once_more():
+    """From the noise that follows in its stream; all others stay as they are, and a shown one has its new states."""
+    denoiser = guided(5, 0, 15)
+    (before,) = drawn(denoiser, "euler", range(300), shown=300)
+    (found,) = drawn(denoiser, "euler", range(300), redraw=True, shown=300)
+    with torch.inference_mode():
+        streams = Streams(5, range(300), denoiser.shape)
+        streams()  # Euler's sampler draws noise once
+        wrong, streams = mistaken(denoiser.main, before.x, before.labels, streams)
+        sigmas = spacings.build("trailing")(denoiser.schedule, 6)
+        again = last_state(states(denoiser, sampler("euler"), sigmas, streams, before.labels[wrong]))
+    assert 5 < len(wrong) < 150
+    expected = before.x.index_copy(0, wrong, again.float())
+    torch.testing.assert_close(found.x, expected)
+    assert torch.equal(found.labels, before.labels)
+    assert torch.equal(found.trajectory[:, -1], found.x)
+    same = (found.trajectory == before.trajectory).flatten(1).all(1)
+    assert sorted((~same).nonzero()[:, 0].tolist()) == wrong.tolist()
+    (few,) = drawn(denoiser, "euler", range(300), redraw=True, shown=int(wrong[2]) + 1)
+    torch.testing.assert_close(few.trajectory, found.trajectory[: int(wrong[2]) + 1])
 
 
 def test_labels_are_those_asked_for():

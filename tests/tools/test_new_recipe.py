@@ -70,7 +70,7 @@ def test_a_recipe_for_a_folder_of_images(copy, tmp_path):
     assert before.keys() <= after.keys()
     changed = {key for key in after if after[key] != before.get(key)}
     fitted: dict[str, object] = {"train_vae.likelihood": "gaussian", "train_vae.kl_weight": 0.2}  # steps: set above
-    fitted |= {"train_vae.scaled": 0.0, "train_diffusion.networks.unet.width": 64}
+    fitted |= {"train_vae.scaled": 0.0, "train_diffusion.networks.unet.width": 64, "sample.redraw": False}
     fitted |= {"train_diffusion.optimisation.batch_size": 256}
     assert after["train_diffusion.optimisation.steps"] == before["train_diffusion.optimisation.steps"] < 1000
     assert changed == {setting.partition("=")[0] for setting in settings} | set(fitted)
