@@ -17,7 +17,8 @@ from ldm import artifacts
 from ldm.diffusion import Denoiser, DiffusionLoss, Objective, predictions, schedules
 from ldm.networks import Posterior, Standardiser, autoencoder, classifier
 from ldm.precision import ieee_fp32
-from ldm.sampling import Guided, sample_batches, samplers, spacings
+from ldm.sampling import Guided, Streams, sample_batches, samplers, spacings
+from ldm.sampling.classes import class_seen
 from ldm.training.loop import Batches, Training
 from stages.runner.parameters import PARAMS, read_section
 from stages.train_classifier import Config as ClassifierConfig
@@ -189,7 +190,7 @@ def test_samples_are_those_of_the_cpu(sampler, tmp_path):
         about = values | {"shape": list(SHAPE), "class_sizes": sizes}
         artifacts.save(tmp_path / f"{kind}.safetensors", kind, network.state_dict(), about)
     trained = [artifacts.load(tmp_path / f"{kind}.safetensors", kind) for kind in ("denoiser", "guide")]
-    found = {}
+    found, seen = {}, {}
     for device in ("cpu", DEVICE):
         guided = Guided.from_artifacts(*trained, device=device, weight=1.25, sigma_min=0.3, sigma_max=4.0)
         sigmas = spacings.build("trailing")(guided.schedule, 12)
@@ -198,10 +199,15 @@ def test_samples_are_those_of_the_cpu(sampler, tmp_path):
                 sample_batches(guided, samplers.build(sampler), sigmas, [range(5), range(5, 9)], seed=3, shown=2)
             )
         found[device] = torch.cat([batch.x for batch in drawn]), torch.cat([batch.labels for batch in drawn])
+        x = torch.randn(200, *SHAPE, generator=torch.Generator().manual_seed(0)).to(device)
+        with torch.inference_mode():
+            seen[device] = class_seen(guided.main, x, Streams(5, range(200), SHAPE, device)).cpu()
         assert drawn[0].trajectory.device.type == "cpu"
         assert drawn[0].trajectory.shape == (2, 13, *SHAPE)
     agree(found[DEVICE][0], found["cpu"][0])
     assert found[DEVICE][1].tolist() == found["cpu"][1].tolist()
+    assert (seen[DEVICE] == seen["cpu"]).float().mean() > 0.95  # rounding decides where two classes fit equally well
+    assert len(seen["cpu"].unique()) > 1
     spread = found["cpu"][0] - found["cpu"][0].mean(0)
     assert spread.norm() > 0.1 * found["cpu"][0].norm()  # the samples differ
 

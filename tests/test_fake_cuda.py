@@ -16,7 +16,7 @@ from ldm.diffusion import Denoiser, DiffusionLoss
 from ldm.networks import Posterior, Standardiser, autoencoder, autoencoders, classifiers, networks, scaling
 from ldm.networks.classifier import Classifier
 from ldm.sampling import Guided, Streams, samplers, spacings, states
-from ldm.sampling.classes import classes_of
+from ldm.sampling.classes import class_seen, classes_of
 from stages.runner import PARAMS, read_section
 from stages.train_diffusion import Config
 
@@ -84,7 +84,9 @@ def test_every_sampler(name, schedule):
         labels = classes_of(range(B), [B] * CLASSES, None, "cuda")
     with torch.inference_mode():  # the levels are real numbers on the CPU; whatever meets a fake tensor becomes one
         *_, end = states(guided, samplers.build(name), sigmas, noise, labels)
+        seen = class_seen(main, end, noise)
     assert (end.device.type, end.dtype, end.shape) == ("cuda", torch.float64, (B, *SHAPE))
+    assert (seen.device.type, seen.dtype, seen.shape) == ("cuda", torch.int64, (B,))
 
 
 def test_the_autoencoder_and_the_classifiers():

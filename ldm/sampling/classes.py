@@ -52,18 +52,22 @@ def class_seen(denoiser: Denoiser, x: Tensor, noise: Callable[[], Tensor]) -> Te
     """The class that a denoiser takes each sample for, (B, C, h, w) → (B,), as a diffusion classifier.
 
     Noise is added to a sample, and taken away by the denoiser, told one class after another: the class seen is the one
-    of the least squared error over σ̄², summed over the levels `CHECKED`, with the same noise for all classes. Li et al.
-    2023, arXiv:2303.16203. noise: gives a standard normal draw for all samples, (B, C, h, w).
+    of the least squared error over σ̄², summed over the levels `CHECKED`, or in a discrete chain the next ones above,
+    with the same noise for all classes. Li et al. 2023, arXiv:2303.16203. noise: gives a standard normal draw for all
+    samples, (B, C, h, w).
     """
-    known = [label for label, size in enumerate(denoiser.class_sizes) if size]
-    errors = torch.zeros(len(known), len(x), dtype=torch.float64, device=x.device)
-    for level in CHECKED:
-        sigma = torch.tensor(level, dtype=torch.float64)
+    errors = x.new_zeros(len(denoiser.class_sizes), len(x), dtype=torch.float64)
+    for wanted in CHECKED:
+        level = denoiser.schedule.at(denoiser.schedule.time_of(-torch.tensor(wanted, dtype=torch.float64).log()))
+        sigma = level.sigma_t / level.alpha_t  # a discrete chain has this one, and not the one wanted
         noisy = x + sigma * noise()
-        for error, label in zip(errors, known, strict=True):
-            denoised = denoiser(noisy, sigma, torch.full((len(x),), label, device=x.device))
-            error += ((denoised - x) / sigma).square().flatten(1).sum(1)
-    return torch.tensor(known, device=x.device)[errors.argmin(0)]
+        for label, size in enumerate(denoiser.class_sizes):
+            if not size:  # no image of this class was trained on
+                errors[label] = torch.inf
+                continue
+            denoised = denoiser(noisy, sigma, x.new_full((len(x),), label, dtype=torch.long))
+            errors[label] += ((denoised - x) / sigma).square().flatten(1).sum(1)
+    return errors.argmin(0)
 
 
 @lru_cache(8)
