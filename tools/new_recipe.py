@@ -117,7 +117,7 @@ def fitting_settings(values: dict[str, Any], settings: Sequence[str], own_sizes:
     if config.dataset == "folder" and not named:
         raise InputError("--set prepare_data.dataset=folder: which one? Add --set prepare_data.root=FOLDER")
     shape = SHAPES.get(config.dataset, MNIST)
-    # to look at every sample has been tried with ten digits, and takes three evaluations for each class
+    # the look at each sample has been tried with ten digits alone, and takes three evaluations for each class
     found: dict[str, object] = {} if own_sizes or config.dataset == before else {"sample.redraw": False}
     if config.dataset == "folder":
         shape, count = of_folder(config)
