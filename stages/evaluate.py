@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from ldm import Artifact, Count, InputError, Section, Seed, Several, duplicates, from_uint8, metrics, networks, to_uint8
 from ldm.lazy import Tensor, torch
-from stages.runner import Run, new_figure, png_of, stage, track, warn
+from stages.runner import Run, stage, track, warn
 
 Measures = dict[str, Any]
 Features = NDArray[np.floating]
@@ -145,8 +145,6 @@ def compute(run: Run[Config]) -> None:
             run.write_json(file, values, digits=4)  # none is sure of more
     if "table.md" in run.outputs:
         run.write("table.md", markdown(table).encode())
-    if "table.png" in run.outputs:  # last, since a figure may fail where the results do not
-        run.write("table.png", figure(table))
 
 
 def images_per_row(n: int, images: Artifact, rows: Sequence[str], split: str) -> int:
@@ -245,18 +243,6 @@ def markdown(table: dict[str, Measures]) -> str:
 
 def _cell(value: Any) -> str:
     return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def figure(table: dict[str, Measures]) -> bytes:
-    """PNG: the table, one column per row, for the page of `dvc plots show`."""
-    keys = list(next(iter(table.values())))
-    cells = [[_cell(row[key]) for row in table.values()] for key in keys]
-    picture = new_figure(1.4 * len(table) + 2, 0.28 * len(keys) + 0.4)
-    ax = picture.add_subplot()
-    ax.axis("off")
-    box = [0.2, 0, 0.8, 1]  # left, bottom, width, height
-    ax.table(cells, rowLabels=keys, colLabels=list(table), loc="center", cellLoc="right", bbox=box)
-    return png_of(picture)
 
 
 def draw_row(

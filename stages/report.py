@@ -94,8 +94,7 @@ def pictures_of(recipe: Path, entry: Any) -> Iterator[Picture]:
     if isinstance(entry, str):
         path = recipe / entry
         heading, about = PICTURES.get(path.name, (name_of(entry).replace("_", " "), f"The picture {entry}."))
-        # the page has the table as text
-        if path.exists() and path.suffix in TYPES and path.name != "table.png":
+        if path.exists() and path.suffix in TYPES:
             heading += which(entry) if path.name in PICTURES else ""
             yield heading, about, as_source(path.read_bytes(), path.suffix)
         return

@@ -242,7 +242,7 @@ def test_plots(project):
     done = run_in(project, "dvc", "plots", "show", "dvc.yaml")
     assert done.returncode == 0, done.stderr
     page = (project / "dvc_plots/index.html").read_text()
-    figures = ["table.png", "scores.png", "closest_pairs.png", "grid.png", "denoising.gif", "reconstructions.png"]
+    figures = ["scores.png", "closest_pairs.png", "grid.png", "denoising.gif", "reconstructions.png"]
     assert [word for word in (*figures, "predicted", "validation_loss") if word not in page] == []
     assert "recipes" not in page
 
