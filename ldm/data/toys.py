@@ -1,12 +1,13 @@
 """Toy distributions in one or two dimensions whose truth is known, and the distances that score samples of them."""
 
+import math
 from abc import ABC, abstractmethod
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ldm.config import NonNegative, Positive, Registry
-from ldm.lazy import scipy, sklearn
+from ldm.lazy import Tensor, scipy, sklearn, torch
 
 Points = NDArray[np.float64]  # (n, d)
 
@@ -36,6 +37,13 @@ class GaussianMixture(Toy):
     def draw(self, n: int, rng: np.random.Generator) -> Points:
         centres = self.means[rng.integers(len(self.means), size=n)]
         return centres + self.std * rng.standard_normal(centres.shape)
+
+    def log_density(self, x: Tensor, noise: Tensor) -> Tensor:
+        """log p in nats, (n,), of points (n, d) that are seen through normal noise of these deviations, (d,)."""
+        variance = self.std**2 + noise**2
+        distance = (x[:, None] - torch.from_numpy(self.means)).square() / variance  # (n, K, d)
+        logs = -(distance + (2 * math.pi * variance).log()).sum(-1) / 2
+        return logs.logsumexp(1) - math.log(len(self.means))
 
     def score_samples(self, x: Points) -> dict[str, float]:
         """The samples' mean offset from their nearest modes, along its largest axis, and their deviation around them.

@@ -11,6 +11,9 @@ mode_offset                mean offset of the samples from their nearest modes, 
 mode_std_ratio             deviation of the samples around their nearest modes, over the true one
 smallest_share             share of the samples at the poorest mode, times the number of modes
 largest_share              share of the samples at the richest mode, times the number of modes
+nats                       mean −log p of true points under the model, seen through noise of its smallest level
+floor_nats                 the same under the exact denoiser, whose ODE is solved on the same levels
+entropy                    the same under the truth, without solving an ODE
 curve_distance_median      distance of the samples to the curve: the median
 curve_distance_p95         distance of the samples to the curve: the 95th percentile
 """
@@ -24,15 +27,17 @@ from pydantic import Field
 import stages  # noqa: F401 - first, which looks whose ldm it is
 from ldm import Options, Section, Seed, choice
 from ldm.config import MOST
-from ldm.data.toys import Points, Toy, energy_distance, sliced_wasserstein, toys
+from ldm.data.toys import GaussianMixture, Points, Toy, energy_distance, sliced_wasserstein, toys
 from ldm.diffusion import Denoiser
 from ldm.lazy import Tensor, torch
 from ldm.networks import Posterior, Standardiser
+from ldm.sampling.likelihood import log_likelihood
 from recipes.toys import figures
 from stages import sample, train_diffusion
 from stages.runner import Run, stage
 
 TRUTH = 2000  # most true points that the energy distance is computed from
+SEEN = 1000  # and that the likelihood is taken of
 
 
 class Distribution(Section):
@@ -75,7 +80,8 @@ def compute(run: Run[Config]) -> None:
     denoiser, standardiser = Denoiser.from_artifact(sampled.load("denoiser")), Standardiser.from_artifact(latents)
     sigmas = sampled.config.build("spacing")(denoiser.schedule, sampled.config.steps)
     x = standardiser.unstandardise(samples["samples"].double()).flatten(1).numpy()
-    run.write_json("metrics.json", score(toy, x, drawn["test"], drawn["validation"], rng))
+    row = score(toy, x, drawn["test"], drawn["validation"], rng)
+    run.write_json("metrics.json", row | likelihoods(toy, denoiser, standardiser, sigmas, drawn["test"][:SEEN]))
     draw_figures(sampled, denoiser, standardiser, sigmas)
 
 
@@ -100,6 +106,31 @@ def score(toy: Toy, x: Points, truth: Points, more_truth: Points, rng: np.random
         row[f"{prefix}sliced_wasserstein"] = sliced_wasserstein(points / unit, truth / unit, 100, rng)
         row[f"{prefix}energy_distance"] = energy_distance(points[:n] / unit, truth[:n] / unit)
     return row | toy.score_samples(x)
+
+
+def likelihoods(
+    toy: Toy, denoiser: Denoiser, standardiser: Standardiser, sigmas: Tensor, truth: Points
+) -> dict[str, float]:
+    """Mean −log p of true points (n, d) under the model, the exact denoiser and the truth, where that has a formula.
+
+    sigmas: (N + 1,). The points are seen through noise of the level sigmas[-2], where the model's ODE ends.
+    """
+    if not isinstance(toy, GaussianMixture):
+        return {}
+    log_density, scale = toy.log_density, standardiser.std
+    x = standardiser.standardise(torch.from_numpy(truth)[:, :, None, None])
+    x = x + sigmas[-2] * torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+
+    def log_p(x: Tensor, sigma: Tensor) -> Tensor:
+        return log_density(standardiser.unstandardise(x).flatten(1), sigma * scale)
+
+    def exact(x: Tensor, sigma: Tensor) -> Tensor:
+        """By Tweedie's formula, from the gradient of the log-density."""
+        return x + sigma**2 * torch.autograd.grad(log_p(x, sigma).sum(), x, create_graph=True)[0]
+
+    unit = scale.log().sum()  # from the density of standardised points to that of points
+    nats, floor = (unit - log_likelihood(function, x, sigmas).mean() for function in (denoiser, exact))
+    return {"nats": nats.item(), "floor_nats": floor.item(), "entropy": -log_p(x, sigmas[-2]).mean().item()}
 
 
 def draw_figures(run: Run[sample.Config], denoiser: Denoiser, standardiser: Standardiser, sigmas: Tensor) -> None:

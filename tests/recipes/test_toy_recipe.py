@@ -15,8 +15,9 @@ from conftest import ROOT, run_in
 from ldm import artifacts
 from ldm.data.toys import toys
 from ldm.diffusion import Denoiser, schedules
+from ldm.networks import Standardiser
 from ldm.sampling import Streams, samplers, spacings, states
-from recipes.toys.toy import score
+from recipes.toys.toy import likelihoods, score
 from stages.runner import path_of, read_yaml
 
 FOLDER = ROOT / "recipes/toys"
@@ -90,6 +91,40 @@ def test_the_samplers_are_not_what_widens_the_modes(name, schedule, low, high):
     sigmas = spacings.build("trailing")(schedule, section["sample"]["steps"])
     *_, end = states(exact, samplers.build(section["sample"]["sampler"]), sigmas, Streams(0, range(4000), (2, 1, 1)))
     assert low < toy.score_samples(end.flatten(1).numpy() * std)["mode_std_ratio"] < high
+
+
+def nats_of_width(ratio: float, dimensions: int) -> float:
+    """KL of a normal density from one that is so many times as wide."""
+    return dimensions * (math.log(ratio) + (ratio**-2 - 1) / 2)
+
+
+@pytest.mark.parametrize("name", [name for name in STAGE["matrix"]["toy"] if "gaussian" in name])
+def test_committed_networks_lose_fewer_nats_than_modes_at_the_bound_of_the_width(name):
+    """15 % too wide, or 30 % for the long chain of networks, of which each has a fiftieth of the training."""
+    row = json.loads((FOLDER / f"artifacts/{name}/metrics.json").read_text())
+    most = nats_of_width(1.3 if name.endswith("ddpm_per_level") else 1.15, 2 if "four" in name else 1)
+    assert -0.005 < row["nats"] - row["floor_nats"] < most
+
+
+@pytest.mark.parametrize(("toy", "dimensions"), [("gaussian_1d", 1), ("four_gaussians", 2)])
+@pytest.mark.parametrize("width", [1.2, 2.0])
+def test_nats_measure_how_much_too_wide_the_modes_are(toy, dimensions, width):
+    true, other = toys.build(toy), toys.build(toy, {"std": width * toys.build(toy).std})
+    truth = true.draw(400, np.random.default_rng(0))
+    scale = torch.full((dimensions,), truth.std(), dtype=torch.float64)
+    moments = Standardiser(torch.tensor(truth.mean(0)), scale)
+
+    def too_wide(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        density = other.log_density(moments.unstandardise(x).flatten(1), sigma * scale)
+        return x + sigma**2 * torch.autograd.grad(density.sum(), x, create_graph=True)[0]
+
+    sigmas = torch.cat([torch.logspace(1.5, -3, 150, dtype=torch.float64), torch.zeros(1)])
+    found = likelihoods(true, too_wide, moments, sigmas, truth)
+    assert found["floor_nats"] == pytest.approx(found["entropy"], abs=0.01)
+    assert found["nats"] - found["floor_nats"] == pytest.approx(nats_of_width(width, dimensions), abs=0.05)
+    normal = dimensions / 2 * math.log(2 * math.pi * math.e * true.std**2)
+    apart = math.log(4) if toy == "four_gaussians" else 0  # modes that do not overlap
+    assert found["entropy"] == pytest.approx(normal + apart, abs=0.1)  # of 400 points: 0.04 or 0.05 at one deviation
 
 
 def test_every_toy_is_in_the_recipe():
