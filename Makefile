@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 # the address of another index, such as PyTorch's of wheels for CPUs, to take torch and torchvision from
 TORCH_INDEX ?=
 NEEDED_MB := $(if $(TORCH_INDEX),3000,9000)
-WORKERS := --numprocesses logical --maxprocesses 4 --dist loadfile  # files of tests side by side, each on one thread
+WORKERS := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder  # each file in one process
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 # DVC asks for the user's name, which a user without an entry in /etc/passwd (docker run --user) does not have

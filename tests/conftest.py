@@ -26,6 +26,13 @@ NAME = "un projet à moi"
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests begin first, so that in the end no process works alone; of them, the commands' first."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: str(item.path), reverse=True)
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture
 def run() -> Run:
     """Run a command in the project's folder."""

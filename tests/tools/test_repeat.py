@@ -69,6 +69,7 @@ def test_a_signal_waits_for_the_stage_and_ends_the_repetition(monkeypatch, tmp_p
     assert told == ["stages.sample", *handed_on]
 
 
+@pytest.mark.slow
 def test_repeating_the_sampling_over_seeds(project, tmp_path):
     """Mean and deviation; a seed that is unfinished is run again, and all are when anything they share has changed."""
     copy = shutil.copytree(project, tmp_path / "copy")
