@@ -35,8 +35,7 @@ class Config(Section):
 
 
 def compute(run: Run[Config]) -> None:
-    recipe = run.recipe
-    dag, params = read_yaml(recipe / DAG), read_yaml(run.params)
+    recipe, dag, params = run.recipe, read_yaml(run.recipe / DAG), read_yaml(run.params)
     plots = sorted(dag.get("plots", []), key=lambda entry: not isinstance(entry, str))  # pictures first, then curves
     table, found = (read_json(run.inputs[name]) if name in run.inputs else {} for name in ("measures", "memorisation"))
     if "measures" not in run.inputs:
@@ -173,12 +172,9 @@ def run_of(recipe: Path, name: str) -> dict[str, Any]:
     """A stage, its tensors with their digests, and the log of its run where that wrote the files that are here."""
     files = files_of(name, recipe, (), None)[1]
     digests = {file: digest_of(path) for file, path in files.items() if path.is_file()}
+    tensors = [(file, digest[:12]) for file, digest in digests.items() if file.endswith(".safetensors")]
     log = read_json(recipe / LOGS / f"{name}.json")
-    return {
-        "stage": name,
-        "files": [(file, digest[:12]) for file, digest in digests.items() if file.endswith(".safetensors")],
-        "log": log if log and log["outputs"] == digests else None,
-    }
+    return {"stage": name, "files": tensors, "log": log if log and log["outputs"] == digests else None}
 
 
 def commit() -> str:

@@ -19,7 +19,6 @@ from ldm import InputError, Section, sampling
 from stages.runner import FOLDER, PARAMS, ROOT, read_yaml, run_command, stages_of
 
 ABSENT = ("deleted", "not in cache")  # what DVC says of data that are not here
-ALWAYS = "always changed"  # and of a stage without outputs
 SHOWN = 5  # how many reasons a line names
 
 
@@ -38,10 +37,9 @@ def check_parameters(recipe: Path) -> None:
         problem = "unknown" if name in sections else "missing"
         raise InputError(f"{path}: the section {name!r} is {problem}; wanted are {', '.join(names)}")
     configs: dict[str, Any] = {name: stage_config(name).parse(sections[name], f"{path}: {name}") for name in names}
-    classifiers = [config.classifier for config in configs.values() if hasattr(config, "classifier")]
-    if len(classifiers) > len(set(classifiers)):
-        problem = f"train_second_classifier.classifier: {classifiers[1]!r} is the first one's"
-        raise InputError(f"{path}: {problem}; choose another")
+    kinds = [config.classifier for config in configs.values() if hasattr(config, "classifier")]
+    if len(kinds) > len(set(kinds)):
+        raise InputError(f"{path}: train_second_classifier.classifier: {kinds[1]!r} is the first one's; choose another")
     if not configs.keys() >= {"train_diffusion", "sample", "evaluate"}:
         return
     sample, evaluate = configs["sample"], configs["evaluate"]
@@ -61,15 +59,15 @@ def stale_results() -> Iterator[str]:
 
     Data that are missing here do not count as changed: `dvc pull` fetches them.
     """
-    for stage, changes in changed_stages().items():
+    for stage, changes in changed_stages():
         reasons = [f"{path} {state}" for path, state in changes if state not in ABSENT]
         more = f" and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
         if reasons:
             yield f"{stage}: {'; '.join(reasons[:SHOWN])}{more}"
 
 
-def changed_stages() -> dict[str, list[tuple[str, str]]]:
-    """What `dvc status` says of each locked stage: (what has changed, how). Raises: InputError."""
+def changed_stages() -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """What `dvc status` says of each locked stage: its name, and what has changed, how. Raises: InputError."""
     from dvc.exceptions import DvcException  # DVC takes a second to import, for which --help should not wait
     from dvc.repo import Repo  # likewise
 
@@ -78,12 +76,11 @@ def changed_stages() -> dict[str, list[tuple[str, str]]]:
             status = repo.status()
     except DvcException as error:
         raise InputError(f"DVC cannot tell what has changed: {error}") from None
-    changed: dict[str, list[tuple[str, str]]] = {}
     for stage, changes in status.items():
         groups = [group for change in changes if isinstance(change, dict) for group in change.values()]
-        changed[stage] = [(change, "") for change in changes if isinstance(change, str) and change != ALWAYS]
-        changed[stage] += [(path, str(state)) for group in groups for path, state in group.items()]
-    return changed
+        # DVC says of a stage without outputs that it is always changed
+        words = [(change, "") for change in changes if isinstance(change, str) and change != "always changed"]
+        yield stage, words + [(path, str(state)) for group in groups for path, state in group.items()]
 
 
 @click.command(help=__doc__)

@@ -59,8 +59,8 @@ def without(dag: dict[str, Any], name: str) -> None:
         dag[key] = [item for item in dag.get(key, []) if not any(path in str(item) for path in shown)]
 
 
-def relocated(dag: dict[str, Any], source: str, target: str) -> dict[str, Any]:
-    """A DAG whose data lie in the folder `target`; like every recipe, it runs in the project's root.
+def relocate(dag: dict[str, Any], source: str, target: str) -> None:
+    """Let the data of a DAG lie in the folder `target`; like every recipe, it runs in the project's root.
 
     source: the folder of the recipe that the DAG comes from; '.' is the pipeline itself.
     """
@@ -82,7 +82,6 @@ def relocated(dag: dict[str, Any], source: str, target: str) -> dict[str, Any]:
             entry["cmd"] = entry["cmd"].replace(source, target)
             entry["params"] = [{f"{target}/{PARAMS}": keys} for params in entry["params"] for keys in params.values()]
     dag.pop("artifacts", None)
-    return dag
 
 
 def of_folder(config: prepare_data.Config) -> tuple[tuple[int, int, int], int]:
@@ -137,7 +136,7 @@ def fitting_settings(values: dict[str, Any], settings: Sequence[str], own_sizes:
     patch = training.networks.get("unet", {}).get("patch", 1)
     if "train_vae" not in values and any(side % patch for side in shape[1:]):
         found[f"{NETWORK}.patch"] = math.gcd(patch, *shape[1:])
-    if shape != MNIST and not own_sizes and config.dataset == "folder":
+    if not own_sizes and config.dataset == "folder":
         own = training.optimisation
         steps = max(round(config.shares[0] * count * EPOCHS / own.batch_size / 100) * 100, FEWEST_STEPS)
         found[OPTIMISATION + "steps"] = min(steps, own.steps)
@@ -205,7 +204,7 @@ def command(folder: Path, source: Path, dropped: tuple[str, ...], settings: tupl
     before = str(values["prepare_data"].get("root", ""))
     with_settings(values, [*fitting_settings(values, settings, source != Path()), *settings])
     see_the_folder(dag, before, values["prepare_data"])
-    dag = relocated(dag, *(path.resolve().relative_to(ROOT).as_posix() for path in (source, folder)))
+    relocate(dag, *(path.resolve().relative_to(ROOT).as_posix() for path in (source, folder)))
     folder.mkdir(parents=True)
     try:
         form.dump(dag, folder / DAG)
@@ -215,8 +214,7 @@ def command(folder: Path, source: Path, dropped: tuple[str, ...], settings: tupl
         shutil.rmtree(folder)
         raise
     print(f"{folder} is ready: change its {PARAMS}, then run")
-    print(f"  dvc repro {folder / DAG}")
-    print(f"  dvc metrics show {folder}/artifacts/metrics/*.json")
+    print(f"  dvc repro {folder / DAG}\n  dvc metrics show {folder}/artifacts/metrics/*.json")
 
 
 if __name__ == "__main__":

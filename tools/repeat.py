@@ -15,6 +15,7 @@ import math
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ TRAINING, SAMPLING = ["train_diffusion"], ["sample", "decode", "evaluate"]
 OWN = ("train_diffusion.seed", "sample.seed", "evaluate.row")  # parameters
 NORMAL = 1.96  # standard deviations, on either side of the mean, that hold 95 % of a normal distribution
 SHARES = ("agree", "agree_second", "precision", "recall", "coverage", "label_tv")  # measures that 1 bounds; all, that 0
+pick_once = cache(pick_device)  # of a GPU that cannot be used, it warns
 
 
 class Repetition(NamedTuple):
@@ -72,26 +74,17 @@ class Repetition(NamedTuple):
                 raise InputError(f"seed {seed}: {name} failed (exit code {code}); its message is above")
             made = made | {path.stem: path for path in out.glob("*.safetensors")}
 
-    def sampled(self, seeds: list[int], folder: Path, made: dict[str, Path], before: str = "") -> list[dict[str, Any]]:
+    def sampled(self, seeds: list[int], folder: Path, made: dict[str, Path], before: str) -> Iterator[dict[str, Any]]:
         """The measures of a model's samples, by seed."""
-        rows = []
         for seed in seeds:
             self.once(SAMPLING, seed, folder / f"sample-{seed}", made, before)
-            text = (folder / f"sample-{seed}/measures.json").read_text("utf-8")
-            rows.append(json.loads(text)["diffusion"])
-        return rows
+            yield json.loads((folder / f"sample-{seed}/measures.json").read_text("utf-8"))["diffusion"]
 
     def trained(self, seed: int, samplings: list[int]) -> list[dict[str, Any]]:
         """The measures of a model trained with this seed, by sampling seed."""
         folder = self.out / f"train-{seed}"
         made = self.once(TRAINING, seed, folder, {}, "")
-        return self.sampled(samplings, folder, made, (folder / "key.txt").read_text("utf-8") + f" {seed}")
-
-
-@cache
-def machine() -> str:
-    """The kind of the device that the stages will take."""
-    return device_kind(pick_device("auto"))
+        return list(self.sampled(samplings, folder, made, (folder / "key.txt").read_text("utf-8") + f" {seed}"))
 
 
 def key_of(stages: list[str]) -> str:
@@ -100,9 +93,8 @@ def key_of(stages: list[str]) -> str:
     outputs = {path for _, outs in files for path in outs.values()}
     read = {path for inputs, _ in files for path in inputs.values()} - outputs
     code = {path for folder in ("ldm", "stages") for path in (ROOT / folder).rglob("*.py")}
-    used = [path for path in sorted(read | code | {PARAMS, DAG}) if path.is_file()]
-    digests = [(str(path), digest_of(path)) for path in used]
-    return hashlib.sha256(json.dumps([digests, torch.__version__, machine()]).encode()).hexdigest()
+    digests = [(str(path), digest_of(path)) for path in sorted(read | code | {PARAMS, DAG}) if path.is_file()]
+    return hashlib.sha256(json.dumps([digests, torch.__version__, device_kind(pick_once("auto"))]).encode()).hexdigest()
 
 
 def summary(rows: list[list[dict[str, Any]]]) -> dict[str, Any]:
@@ -183,7 +175,7 @@ def command(train: list[int], sample: list[int], settings: tuple[str, ...], out:
             raise InputError(f"--set {text}: this command sets {', '.join(OWN)} itself; leave it out")
     check_writable(out)
     repetition = Repetition(out, settings)
-    rows = [repetition.trained(seed, sample) for seed in train] or [repetition.sampled(sample, out, {})]
+    rows = [repetition.trained(seed, sample) for seed in train] or [list(repetition.sampled(sample, out, {}, ""))]
     about = {key: rows[0][0][key] for key in ("data", "n")} | {"train": train, "sample": sample, "set": settings}
     measures = summary(rows)
     write_atomic(out / "summary.json", json.dumps(about | measures, indent=1).encode())

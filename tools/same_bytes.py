@@ -68,10 +68,8 @@ def differences(before: Path, after: Path) -> list[str]:
 @click.argument("revision")
 @click.option("--commit", is_flag=True, help="Where nothing differs, run dvc commit --force dvc.yaml.")
 def command(revision: str, commit: bool) -> None:
-    for stage, changes in changed_stages().items() if commit else ():
-        for path, state in changes:
-            if ":" in stage:  # a recipe's may be stale
-                continue
+    for stage, changes in changed_stages() if commit else ():
+        for path, state in changes if ":" not in stage else ():  # a recipe's may be stale
             if path == str(PARAMS):
                 raise InputError(f"{stage}: its parameters are not those of dvc.lock: {state}; run 'dvc repro'")
             if path.startswith("artifacts/"):

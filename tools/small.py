@@ -66,11 +66,9 @@ def run_or_fail(problem: str, folder: Path, *command: str, **environment: str) -
         raise InputError(f"{problem}: {said[-1]}")
 
 
-@click.command(help=__doc__)
+@click.command(help=__doc__, context_settings={"show_default": True})
 @click.argument("folder", type=Path)
-@click.option(
-    "--precision", default="fp32", show_default=True, help="auto is bf16 where this machine multiplies in it."
-)
+@click.option("--precision", default="fp32", help="auto is bf16 where this machine multiplies in it.")
 def command(folder: Path, precision: str) -> None:
     if folder.exists():
         raise InputError(f"{folder} exists already; choose another folder, or remove it")

@@ -93,9 +93,8 @@ class Checkpoints:
         self._saved = time.monotonic()
         if not self.rank:
             self._look_at_others()
-        for stray in self.folder.glob(f".{self.prefix or '[!p]'}*.tmp"):
-            stray.unlink(missing_ok=True)
-        for path in [*self._paths(), self.folder / "finished"] if not run.resume else ():
+        old = [] if run.resume else [*self._paths(), self.folder / "finished"]
+        for path in [*self.folder.glob(f".{self.prefix or '[!p]'}*.tmp"), *old]:
             path.unlink(missing_ok=True)
         for number in SIGNALS:
             signal.signal(number, self._note)

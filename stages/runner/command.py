@@ -19,7 +19,6 @@ from types import FrameType
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from ldm import InputError, Interrupted, Section
 from ldm.lazy import torch
@@ -34,7 +33,6 @@ Compute = Callable[[Run[C]], None]
 # number of an OSError → what the user can do; for all others, free space or choose another folder
 REMEDIES = {errno.EISDIR: "name a file in it", errno.ENOTDIR: "a folder is wanted there"}
 REMEDIES |= {errno.EACCES: "make it accessible to you", errno.ENOENT: "put it there, or install the program"}
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def stage(
@@ -55,29 +53,23 @@ def stage(
             values = read_yaml(path).get(section, {}) if path.exists() else {}
             formatter.write_paragraph()
             with formatter.section(f"Parameters (section {section} of {path})"):
-                rows = [
-                    (f"{x.name} = {as_written(x.value)}", f"{x.form}: {x.meaning}")
-                    for x in parameters_of(config, values)
-                ]
+                found = parameters_of(config, values)
+                rows = [(f"{x.name} = {as_written(x.value)}", f"{x.form}: {x.meaning}") for x in found]
                 formatter.write_dl(rows or [("none", "this stage has no parameters")])
 
     @click.command(help=doc, cls=Command, context_settings={"show_default": True, "auto_envvar_prefix": "LDM"})
-    @_option(
-        "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change a parameter (repeatable; needs --out)."
-    )
-    @_option("--recipe", type=Path, default=recipe, is_eager=True, help="Folder of params.yaml and dvc.yaml.")
-    @_option("--params", type=Path, is_eager=True, help="Another parameter file (needs --out).")
-    @_option("--section", default=name, is_eager=True, help="Another section of that file (needs --out).")
-    @_option("--in", "sources", metavar="NAME=PATH", multiple=True, help="Read an input from elsewhere (needs --out).")
-    @_option("--out", type=Path, help="Write all outputs into this folder instead of the tracked places.")
-    @_option(
-        "--until", metavar="TIME", help="End a training after 90s, 10m or 1.5h, not after its steps (needs --out)."
-    )
-    @_option("--device", default="auto", help="auto, cpu, cuda or cuda:i.")
-    @_from_environment("--save-every", type=click.IntRange(min=0), default=60, help="Seconds between checkpoints.")
-    @_from_environment("--no-resume", is_flag=True, help="Start anew, whatever checkpoints an earlier run has left.")
-    @_from_environment("--deterministic", is_flag=True, help="Use only operations that always give the same bits.")
-    @_from_environment("--processes", type=click.IntRange(min=1), default=1, help="Processes that torchrun starts.")
+    @_cli("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change a parameter (repeatable; needs --out).")
+    @_cli("--recipe", type=Path, default=recipe, is_eager=True, help="Folder of params.yaml and dvc.yaml.")
+    @_cli("--params", type=Path, is_eager=True, help="Another parameter file (needs --out).")
+    @_cli("--section", default=name, is_eager=True, help="Another section of that file (needs --out).")
+    @_cli("--in", "sources", metavar="NAME=PATH", multiple=True, help="Read an input from elsewhere (needs --out).")
+    @_cli("--out", type=Path, help="Write all outputs into this folder instead of the tracked places.")
+    @_cli("--until", metavar="TIME", help="End a training after 90s, 10m or 1.5h, not after its steps (needs --out).")
+    @_cli("--device", default="auto", help="auto, cpu, cuda or cuda:i.")
+    @_env("--save-every", type=click.IntRange(min=0), default=60, help="Seconds between checkpoints.")
+    @_env("--no-resume", is_flag=True, help="Start anew, whatever checkpoints an earlier run has left.")
+    @_env("--deterministic", is_flag=True, help="Use only operations that always give the same bits.")
+    @_env("--processes", type=click.IntRange(min=1), default=1, help="Processes that torchrun starts.")
     def command(settings: tuple[str, ...], sources: tuple[str, ...], out: Path | None, **given: Any) -> None:
         started = time.monotonic()
         params, section, recipe = given["params"], given["section"], given["recipe"]
@@ -99,7 +91,7 @@ def stage(
         this = replace(this, recipe=recipe, params=params, out=out, until=until)
         for folder in sorted({path.parent for path in outputs.values()}):
             check_writable(folder)
-        asked = click.get_current_context().get_parameter_source("processes") is ParameterSource.COMMANDLINE
+        asked = click.get_current_context().get_parameter_source("processes") is click.core.ParameterSource.COMMANDLINE
         if not parallel and (processes.COUNT > 1 or (asked and given["processes"] > 1)):
             raise InputError("this stage runs in one process; start it without torchrun, and without --processes")
         if processes.COUNT > 1:
@@ -120,8 +112,8 @@ def stage(
     return lambda: run_command(command, name)
 
 
-_option = partial(click.option, allow_from_autoenv=False)
-_from_environment = partial(click.option, show_envvar=True)  # as LDM_SAVE_EVERY and so on; for `dvc repro`
+_cli = partial(click.option, allow_from_autoenv=False)
+_env = partial(click.option, show_envvar=True)  # also as LDM_SAVE_EVERY and so on, for `dvc repro`
 
 
 def run_command(command: click.Command, name: str) -> None:
@@ -238,7 +230,7 @@ def keep_freed_memory() -> None:
     See mallopt(3). Other C libraries are left as they are.
     """
     mallopt: Any = getattr(ctypes.CDLL(None), "mallopt", None)
-    for threshold in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD) if mallopt else ():
+    for threshold in (-1, -3) if mallopt else ():  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
         mallopt(threshold, 2**30)
 
 

@@ -16,22 +16,19 @@ from stages.runner.progress import bar
 from stages.runner.run import Run, warn
 
 N = TypeVar("N", bound="Module")
+Kept = dict[str, Tensor] | None
 POINTS = 8  # validations along a training curve, about
 TELL_AFTER = 30.0  # seconds, after which the time left is said once, in a line
 POLL_EVERY = 10  # steps after which the processes tell each other whether a signal asks them to stop
 
 
 def fit(
-    run: Run[Any],
-    trainer: training.loop.Training,
-    validate: Callable[[N], float],
-    keep_at: int | None = None,
-    kept: dict[str, Tensor] | None = None,
+    run: Run[Any], trainer: training.loop.Training, validate: Callable[[N], float], keep_at: int = 0, kept: Kept = None
 ) -> N:
     """Train to the end behind a bar with loss, images/s and time left.
 
     validate: from the averaged network to its loss on the validation images. kept: receives the weights of the averaged
-    network at step `keep_at`, a multiple of record_every.
+    network at step `keep_at`, a multiple of record_every; 0 for none.
 
     Returns the averaged network. The end is at a number of steps, or with `run.until` at a time. Checkpoints are
     written at intervals; where an earlier run has left one, training goes on from it. history.json is written at each

@@ -24,14 +24,12 @@ def write_log(run: Run[Any], started: float, precision: str) -> None:
     """started: of time.monotonic. The digests of the outputs tell whether a file is the one that this run wrote."""
     if run.out is not None:
         return
-    cuda = run.device_type == "cuda"
     about: dict[str, Any] = {"stage": run.name, "ended": datetime.now(UTC).isoformat(timespec="seconds")}
     about |= {"seconds": round(time.monotonic() - started, 1)}
     about |= {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}  # Linux counts in KiB
-    about |= {"gpu_peak_mib": torch.cuda.max_memory_allocated(run.device) // 2**20} if cuda else {}
-    about |= {"device": device_kind(run.device), "precision": precision}
-    about |= {"threads": torch.get_num_threads(), "processes": COUNT}
-    about |= {"python": platform.python_version(), "torch": torch.__version__} | run.notes
+    about |= {"gpu_peak_mib": torch.cuda.max_memory_allocated(run.device) // 2**20} if run.device_type == "cuda" else {}
+    about |= {"device": device_kind(run.device), "precision": precision, "threads": torch.get_num_threads()}
+    about |= {"processes": COUNT, "python": platform.python_version(), "torch": torch.__version__} | run.notes
     about["outputs"] = {path.name: digest_of(path) for path in run.outputs.values() if path.exists()}
     try:
         artifacts.write_atomic(run.recipe / LOGS / f"{run.name}.json", json.dumps(about, indent=1).encode())

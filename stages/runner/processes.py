@@ -25,10 +25,9 @@ def launch(run: Run[Any], processes: int) -> NoReturn:
     run.load_all()  # what is missing or corrupt is said once, before there are several to say it
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-    torchrun += ["--nproc-per-node", str(processes)]
     spec = sys.modules["__main__"].__spec__
-    module = spec.name if spec else f"stages.{run.name}"
-    os.execv(sys.executable, [*torchrun, "--module", module, *sys.argv[1:]])
+    torchrun += ["--nproc-per-node", str(processes), "--module", spec.name if spec else f"stages.{run.name}"]
+    os.execv(sys.executable, torchrun + sys.argv[1:])
 
 
 def usable_cores() -> int:

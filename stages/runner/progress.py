@@ -11,10 +11,9 @@ from stages.runner.processes import RANK
 
 def bar(total: int | None, unit: str, label: str, initial: int = 0, items: Iterable[Any] | None = None) -> tqdm:
     """A tqdm bar on standard error; in a log file it is one line every 20 seconds. Only the first process shows it."""
-    terminal = sys.stderr.isatty()
-    where = {"file": sys.stderr, "mininterval": 0.2} if terminal else {"file": _Lines(sys.stderr), "mininterval": 20}
-    about = {"total": total, "initial": initial, "unit": unit, "desc": label, "unit_scale": True}
-    return tqdm(items, **about, **where, dynamic_ncols=terminal, disable=RANK > 0)
+    terminal = {"file": sys.stderr, "mininterval": 0.2, "dynamic_ncols": True}
+    how = terminal if sys.stderr.isatty() else {"file": _Lines(sys.stderr), "mininterval": 20}
+    return tqdm(items, label, total, initial=initial, unit=unit, unit_scale=True, disable=RANK > 0, **how)
 
 
 def track(items: Iterable[Any], total: int, unit: str, label: str) -> tqdm:

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -50,9 +50,7 @@ class Run(Generic[C]):
         artifacts.merge_lineage(list(loaded.values()))
         return loaded
 
-    def save(
-        self, kind: str, tensors: Mapping[str, Tensor], parents: Sequence[Artifact] = (), **config: Any
-    ) -> Artifact:
+    def save(self, kind: str, tensors: dict[str, Tensor], parents: Sequence[Artifact] = (), **config: Any) -> Artifact:
         """Write the output artifact of a kind, and read it back.
 
         parents: the artifacts that it was computed from. Its configuration is the resolved section, the type of the
