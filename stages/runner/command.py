@@ -112,7 +112,7 @@ def stage(
     return lambda: run_command(command, name)
 
 
-_cli = partial(click.option, allow_from_autoenv=False)
+_cli = partial(click.option, allow_from_autoenv=False)  # on the command line alone
 _env = partial(click.option, show_envvar=True)  # also as LDM_SAVE_EVERY and so on, for `dvc repro`
 
 

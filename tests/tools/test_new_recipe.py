@@ -102,6 +102,15 @@ def test_the_steps_follow_the_batch_that_is_set(monkeypatch, batch_size, steps):
     assert f"train_diffusion.optimisation.steps={steps}" in fitted
 
 
+def test_a_small_folder_of_the_shape_of_mnist_has_fewer_steps_too(monkeypatch):
+    """Of 1,000 pictures 700 are for training: 105,000 shown are 400 steps, and 1,000 are the fewest."""
+    monkeypatch.setattr(new_recipe_tool, "of_folder", lambda config: ((1, 28, 28), 1000))
+    settings = ["prepare_data.dataset=folder", "prepare_data.root=pictures"]
+    fitted = new_recipe_tool.fitting_settings(read_yaml(ROOT / "params.yaml"), settings, own_sizes=False)
+    assert "train_diffusion.optimisation.steps=1000" in fitted
+    assert not [text for text in fitted if ".width=" in text or ".batch_size=" in text]  # those of MNIST fit
+
+
 @pytest.mark.parametrize(("side", "scales"), [(8, False), (9, True)])
 def test_an_autoencoder_scales_where_its_grid_has_a_smaller_one(monkeypatch, side, scales):
     """In patches of 4 pixels, 8 pixels are 2 places, and 9 are 3."""
