@@ -67,9 +67,9 @@ class Model:
         `sample`; a sampler or spacing is its name, or {name: options}. Raises: InputError for an unknown name or class,
         bad options, n or steps that are no whole numbers from 1 to 10⁹, or a seed or first index that is none from 0.
         """
-        how: dict[str, Any] = {"label": label, "steps": steps, "sampler": sampler, "spacing": spacing}
         with torch.inference_mode(), ieee_fp32():
-            images = torch.cat([self.decoder(batch.x) for batch in self._batches(n, seed, first, **how)])
+            batches = self._batches(n, seed, first, label, steps, sampler, spacing)
+            images = torch.cat([self.decoder(batch.x) for batch in batches])
         return images.clone()  # made outside of inference mode, it may be edited in place
 
     def denoising(
@@ -87,9 +87,8 @@ class Model:
 
         What is given and what is raised is as for `sample`.
         """
-        how: dict[str, Any] = {"label": label, "steps": steps, "sampler": sampler, "spacing": spacing}
         with torch.inference_mode(), ieee_fp32():
-            (batch,) = self._batches(n, seed, first, **how, shown=n)
+            (batch,) = self._batches(n, seed, first, label, steps, sampler, spacing, shown=n)
             states: Any = batch.trajectory
             decoded = self.decoder(states.flatten(0, 1).to(self.denoiser.main.device))
         return decoded.unflatten(0, states.shape[:2]).clone()
@@ -129,16 +128,7 @@ class Model:
         return {first + i: index for i, index in enumerate(each) if index is not None}
 
     def _batches(
-        self,
-        n: int,
-        seed: int,
-        first: int,
-        *,
-        label: Any = None,
-        steps: int | None = None,
-        sampler: Choice = None,
-        spacing: Choice = None,
-        shown: int = 0,
+        self, n: int, seed: int, first: int, label: Any, steps: Any, sampler: Choice, spacing: Choice, shown: int = 0
     ) -> Iterator[Samples]:
         """shown: of that many samples, all in one batch, the states are kept."""
         steps = self.sampling["steps"] if steps is None else steps
