@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from ruamel.yaml import YAML
 from ldm import InputError, data, networks
 from stages import prepare_data, train_diffusion
 from stages.runner import DAG, PARAMS, ROOT, path_of, read_section, read_yaml, run_command, stages_of, with_settings
+from stages.runner.progress import track
 from tools.check import check_parameters
 
 SHAPES = dict.fromkeys(("cifar10", "cifar100", "svhn"), (3, 32, 32))  # (C, H, W); of the others that of MNIST
@@ -96,8 +96,10 @@ def of_folder(config: prepare_data.Config) -> tuple[tuple[int, int, int], int]:
     if not pictures:
         reasons = folder.listing(x for x in results if isinstance(x, str)) or "it has no pictures"
         raise InputError(f"--set prepare_data.root={root}: no picture can be read: {reasons}")
-    others = folder.convert(paths, config.conversion()) if config.channels == "auto" else ()
-    colours = any(x.shape[2] == 3 for x in chain(pictures, others) if not isinstance(x, str))
+    colours = any(x.shape[2] == 3 for x in pictures)
+    if config.channels == "auto" and not colours:
+        rest = track(folder.convert(paths, config.conversion()), len(paths), "picture", "new_recipe")
+        colours = any(x.shape[2] == 3 for x in rest if not isinstance(x, str))
     return (3 if colours else 1, *pictures[0].shape[:2]), len(paths)
 
 
@@ -156,8 +158,8 @@ def as_path(path: Path) -> str:
 def see_the_folder(dag: dict[str, Any], before: str, section: dict[str, Any]) -> None:
     """Make a folder of pictures a dependency of prepare_data, so that DVC sees it change. before: the one until now.
 
-    DVC does not look into linked folders, which become dependencies of their own, and fails at a link to nothing and at
-    what is no file, such as a named pipe. Raises: InputError for these two.
+    DVC does not look into linked folders, which become dependencies of their own, and fails at a link to nothing, at
+    what is no file, such as a named pipe, or may not be read, and at a name that is no UTF-8. Raises: InputError.
     """
     deps, old = dag["stages"]["prepare_data"]["deps"], Path(os.path.expanduser(before))
     deps[:] = [dep for dep in deps if not Path(dep).is_absolute() and Path(dep) != Path(as_path(old))]
@@ -168,9 +170,15 @@ def see_the_folder(dag: dict[str, Any], before: str, section: dict[str, Any]) ->
     for folder, names in data.image_folder.walk(root, hidden=True):
         deps += [as_path(folder.resolve())] if folder.is_symlink() and folder != root else []
         for path in (folder / name for name in names):
-            if not path.is_file():
-                kind = "no file" if path.exists() else "a link to nothing"
-                raise InputError(f"{path} is {kind}, at which DVC fails; mend or remove it")
+            shown = os.fspath(path).encode("utf-8", "replace").decode()
+            kinds = {
+                "a link to nothing": not path.exists(),
+                "no file": not path.is_dir() and not path.is_file(),
+                "not readable": not os.access(path, os.R_OK),
+                "named in no UTF-8": shown != os.fspath(path),
+            }
+            if kind := next(filter(kinds.get, kinds), None):
+                raise InputError(f"{shown} is {kind}, at which DVC fails; mend or remove it")
 
 
 @click.command(help=__doc__)
@@ -203,8 +211,8 @@ def command(folder: Path, source: Path, dropped: tuple[str, ...], settings: tupl
         values.pop(name, None)
     before = str(values["prepare_data"].get("root", ""))
     with_settings(values, [*fitting_settings(values, settings, source != Path()), *settings])
-    see_the_folder(dag, before, values["prepare_data"])
     relocate(dag, *(path.resolve().relative_to(ROOT).as_posix() for path in (source, folder)))
+    see_the_folder(dag, before, values["prepare_data"])  # which may lie among the project's artifacts
     folder.mkdir(parents=True)
     try:
         form.dump(dag, folder / DAG)
