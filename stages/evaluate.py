@@ -242,7 +242,7 @@ def markdown(table: dict[str, Measures]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|")
 
 
 def draw_row(

@@ -29,7 +29,8 @@ Splits = dict[str, tuple[Tensor, Tensor]]  # split → images (N, C, H, W) and l
 
 PAIR = ("images", "labels")
 ROOT = "data"
-VALIDATION = 5000  # of the training images of torchvision's sets
+OF_FOLDERS = ["size", "fit", "channels", "background", "min_per_class", "skip_broken"]  # parameters
+VALIDATION = 5000  # images, of those for training of torchvision's sets
 NOT_FULL = """\
 {line}
 !! NOT THE FULL MNIST: none in the data root and no download, or not asked for.
@@ -59,7 +60,8 @@ class Config(Section):
     fit: how a picture comes to that size; crop cuts what is too long, pad adds background, stretch distorts
     channels: grey or colour; auto is grey where every pixel of all pictures is
     background: colour of what is transparent in a picture, and of what is padded; a name, or #rrggbb
-    shares: shares of a folder's pictures for training, validation and test, which hold in every class
+    shares: shares of a folder's pictures for training, validation and test, which hold in every class; torchvision's
+      sets have their test images, and 5,000 of the others, at most a sixth, are for validation
     min_per_class: classes with fewer pictures are left out; null refuses what cannot be split
     skip_broken: leave out the pictures that cannot be read; else they are an error
     """
@@ -82,6 +84,10 @@ class Config(Section):
     def _values_fit_together(self) -> Config:
         if self.source == "embedded" and self.dataset != "mnist":
             raise InputError(f"source 'embedded' has no {self.dataset}; choose source auto")
+        own = {"folder": OF_FOLDERS, "emnist": ["split"]}.get(self.dataset, [])
+        others = [name for name in (*OF_FOLDERS, "split") if name not in own]
+        if unread := [name for name in others if getattr(self, name) != type(self).model_fields[name].default]:
+            raise InputError(f"dataset {self.dataset} takes no {' and no '.join(unread)}; leave that out")
         if abs(sum(self.shares) - 1) > 1e-6:
             raise InputError(f"shares {list(self.shares)} add up to {sum(self.shares):g}; they must to 1")
         try:
@@ -163,7 +169,11 @@ def read(config: Config, generator: Generator) -> tuple[str, Splits, list[str]]:
 
 
 def split_official(known: data.known.Known, generator: Generator) -> Splits:
-    """The validation images at random from those for training, and the test images as they are."""
+    """The validation images at random from those for training, and the test images as they are.
+
+    Not class by class: as the floor of the table they are an independent draw, whose shares scatter, as the test images
+    are one.
+    """
     images, labels = known.train
     count = min(VALIDATION, len(labels) // 6)
     validation, train = torch.randperm(len(labels), generator=generator).tensor_split([count])

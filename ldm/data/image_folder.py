@@ -21,7 +21,7 @@ from ldm.images import LARGEST
 Pixels = NDArray[np.uint8]  # (H, W, 1) or (H, W, 3)
 
 MOST = 256  # classes, whose numbers are bytes
-MOST_OF_16_BITS = 65_535
+BITS_PER_SAMPLE = 258  # the tag of a TIFF file
 Image.init()
 # what Pillow opens, but for what starts another program, and for what is no picture
 FORMATS = sorted(set(Image.OPEN) - {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"})
@@ -62,7 +62,7 @@ class Folder(ImageFolder):
     """torchvision's listing, but classes are sorted as people sort, and what is hidden is left out."""
 
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-        names = [entry.name for entry in os.scandir(directory) if entry.is_dir() and not is_hidden(entry.name)]
+        names = [name for name in os.listdir(directory) if Path(directory, name).is_dir() and not is_hidden(name)]
         for name in names:
             if (shown := name.encode("utf-8", "replace").decode()) != name:
                 raise InputError(f"{directory}: the name of the folder {shown} is no UTF-8; rename it")
@@ -78,7 +78,8 @@ class Folder(ImageFolder):
 def find(root: Path) -> Found:
     """List the pictures below the sub-folders of `root`, however deep.
 
-    Raises: InputError for no folder, fewer than 2 classes, and a link that leads back to a folder it is in.
+    Raises: InputError for no folder, fewer than 2 classes, a link that leads back to a folder it is in, and a link to
+    nothing beside the class folders.
     """
     if not root.is_dir():
         raise InputError(f"{root} is not a folder; prepare_data.root must hold one sub-folder of pictures per class")
@@ -89,9 +90,11 @@ def find(root: Path) -> Found:
         own, pipe = Path(path).relative_to(root), os.path.exists(path) and not os.path.isfile(path)
         return not pipe and not any(map(is_hidden, own.parts)) and own.suffix.lower() in suffixes
 
-    listed = Folder(str(root), is_valid_file=wanted, allow_empty=True)
     hidden = [path for path in files if any(map(is_hidden, path.parts))]
     beside = [path for path in files if len(path.parts) == 1 and path not in hidden]
+    if lost := [path for path in beside if not os.path.exists(root / path)]:
+        raise InputError(f"{root / lost[0]} is a link to nothing, which may be a class; mend or remove it")
+    listed = Folder(str(root), is_valid_file=wanted, allow_empty=True)
     taken = {Path(path).relative_to(root) for path, _ in listed.samples}
     others = sorted(set(files) - taken - {*hidden, *beside})
     kinds = {"hidden": hidden, "beside the class folders": beside, "no pictures by their names, or no files": others}
@@ -164,17 +167,22 @@ def _pixels_or_reason(path: Path, conversion: Conversion) -> Pixels | str:
 def pixels_of(path: Path, conversion: Conversion) -> Pixels:
     """A picture turned as its camera says, over the background where it is transparent, at the size asked for.
 
-    The first one of an animation. 16 bits are scaled to 8. Raises: as Pillow does; InputError as `convert`.
+    The first one of an animation. 12 and 16 bits are scaled to 8. Raises: as Pillow does; InputError as `convert`.
     """
     with Image.open(path, formats=FORMATS) as opened:
-        image = ImageOps.exif_transpose(opened)
+        opened.load()
+        try:
+            image = ImageOps.exif_transpose(opened)
+        except Exception:  # what the camera wrote beside the pixels is damaged, and they are not
+            image = opened.copy()
     values, clear = np.asarray(image), image.info.get("transparency")
-    if image.mode == "F" or (image.mode == "I" and (values.min() < 0 or values.max() > MOST_OF_16_BITS)):
+    bits = getattr(opened, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))[0]
+    if image.mode == "F" or (image.mode == "I" and opened.format == "TIFF"):
         raise ValueError("its numbers have no range that is known; convert it to 8 or 16 bits")
     if isinstance(clear, tuple) and max(clear) > 255:
         raise ValueError("one of its colours of 16 bits is transparent; give it an alpha channel")
     if image.mode.startswith("I"):
-        image = Image.fromarray((values / 257).round().astype(np.uint8))
+        image = Image.fromarray((values * 255.0 / (2**bits - 1)).round().astype(np.uint8))
         if isinstance(clear, int):  # the value that is transparent
             image.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
     if image.has_transparency_data:

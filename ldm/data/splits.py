@@ -33,10 +33,12 @@ def split_by_shares(
         counts = listing(f"{names[label]} ({len(of_class[label])})" for label in few)
         sizes = torch.bincount(labels.long(), minlength=len(names)).tolist()
         least = max(sizes[label] for label in few) + 1
-        others_stay = all(sizes[label] >= least for label in of_class if label not in few)
-        remedy = f"leave such classes out by min_per_class {least}" if others_stay else "remove their folders"
-        problem = f"classes with fewer than 3 different images that no class before has: {counts}"
-        raise InputError(f"{problem}; add some, or {remedy}")
+        others = [sizes[label] for label in of_class if label not in few]
+        remedy = "add some"
+        if len(others) > 1:  # else no two classes would be left
+            by_count = f"leave such classes out by min_per_class {least}"
+            remedy += f", or {by_count if min(others) >= least else 'remove their folders'}"
+        raise InputError(f"classes with fewer than 3 different images that no class before has: {counts}; {remedy}")
     for own in of_class.values():
         missing, empty = wanted_of(sum(len(members[group]) for group in own), shares), list(NAMES)
         for i, group in enumerate(own):

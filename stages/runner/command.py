@@ -21,6 +21,7 @@ from typing import Any
 import click
 
 from ldm import InputError, Interrupted, Section
+from ldm.errors import in_one_line
 from ldm.lazy import torch
 from ldm.precision import has_bf16, ieee_fp32, settled
 from stages.runner import processes
@@ -253,5 +254,5 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 def _fail(name: str, message: str, code: int = 2) -> None:
     number = f" (process {processes.RANK})" if processes.RANK else ""
-    print(f"{name}{number}: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{name}{number}: {in_one_line(message)}", file=sys.stderr)
     sys.exit(code)

@@ -1,6 +1,7 @@
 """Folders of pictures as people have them: what is read, how it is converted, what is left out, what is refused."""
 
 import os
+import struct
 import warnings
 from pathlib import Path
 
@@ -149,6 +150,30 @@ def test_pictures_are_turned_as_the_camera_says(tmp_path):
     exif[0x0112] = 6  # to be turned by 90° clockwise
     Image.fromarray(GRADIENT).save(tmp_path / "x.png", exif=exif)
     assert np.array_equal(pixels_of(tmp_path / "x.png", Conversion())[..., 0], np.rot90(GRADIENT, -1))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_a_picture_is_read_though_what_the_camera_says_is_damaged(tmp_path, suffix):
+    path = tmp_path / f"x.{suffix}"
+    Image.fromarray(GRADIENT).save(path, exif=b"Exif\0\0no TIFF header", quality=100, dpi=(72, 72))
+    found = pixels_of(path, Conversion())[..., 0].astype(int)
+    assert np.abs(found - GRADIENT).max() <= (2 if suffix == "jpg" else 0)
+
+
+def test_the_bits_of_a_tiff_file_are_its_scale(tmp_path):
+    """Of 12 bits as cameras for science have them; of signed numbers and of 32 bits nobody knows the range."""
+    Image.fromarray(np.full((2, 4), 2048, np.uint16)).save(tmp_path / "sixteen.tif")
+    assert pixels_of(tmp_path / "sixteen.tif", Conversion())[..., 0].tolist() == [[8] * 4] * 2
+    packed = bytes([0x80, 0x08, 0x00] * 4)  # 2,048 eight times, in 12 bits each
+    entries = {256: 4, 257: 2, 258: 12, 259: 1, 262: 1, 273: 122, 277: 1, 278: 2, 279: len(packed)}
+    fields = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in entries.items())
+    header = struct.pack("<2sHI", b"II", 42, 8) + struct.pack("<H", len(entries)) + fields + bytes(4)
+    assert len(header) <= 122
+    (tmp_path / "twelve.tif").write_bytes(header.ljust(122, b"\0") + packed)
+    assert pixels_of(tmp_path / "twelve.tif", Conversion())[..., 0].tolist() == [[128] * 4] * 2
+    Image.fromarray(np.full((2, 4), 200, np.int32)).save(tmp_path / "many.tif")
+    with pytest.raises(ValueError, match="no range that is known"):
+        pixels_of(tmp_path / "many.tif", Conversion())
 
 
 @pytest.mark.parametrize("size", [(32, 16), (5, 7)])

@@ -60,6 +60,8 @@ def test_no_split_is_empty_when_groups_are_large(values):
 def test_a_class_too_small_is_named_with_the_remedy():
     words = r"classes with fewer than 3 .*: c1 \(2\), c2 \(1\); add some, or "
     with pytest.raises(InputError, match=words + "remove their folders"):  # a number would leave out class 0 too
-        split([0, 1, 2, 3, 4, 4, 5], [0, 0, 0, 1, 1, 1, 2])
+        split([0, 1, 2, 3, 4, 4, 5, 7, 8, 9], [0, 0, 0, 1, 1, 1, 2, 3, 3, 3])
     with pytest.raises(InputError, match=words + "leave such classes out by min_per_class 4"):
+        split([0, 1, 2, 6, 3, 4, 4, 5, 7, 8, 9, 10], [0, 0, 0, 0, 1, 1, 1, 2, 3, 3, 3, 3])
+    with pytest.raises(InputError, match=r"c2 \(1\); add some$"):  # without these classes one would be left
         split([0, 1, 2, 6, 3, 4, 4, 5], [0, 0, 0, 0, 1, 1, 1, 2])

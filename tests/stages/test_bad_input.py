@@ -312,6 +312,21 @@ def thin_out(root: Path) -> None:
         path.unlink()
 
 
+def link_to_itself(root: Path) -> None:
+    (root / "loop").symlink_to("loop")
+
+
+def one_picture(root: Path) -> None:
+    picture(root / "c/only  one.png")
+    for name in "ab":
+        for i in range(6):
+            Image.new("L", (8, 12), 20 * i + ord(name) - 90).save(root / name / f"{i}.png")
+
+
+def bomb(root: Path) -> None:
+    Image.new("1", (20_000, 20_000)).save(root / "a/bomb.png")
+
+
 def break_many(root: Path) -> None:
     for i in range(5):
         (root / "a" / f"x{i}.png").write_bytes(b"")
@@ -365,6 +380,20 @@ def many_classes(root: Path) -> None:
         (lambda root: None, ["shares=[0.7, 0.2, 0.2]"], "shares [0.7, 0.2, 0.2] add up to 1.1; they must to 1"),
         (lambda root: None, ["size=0"], "it should be greater than or equal to 1"),
         (lambda root: (root / "a/round").symlink_to(root.resolve()), [], "in which it lies itself; remove it"),
+        (lambda root: (root / "c").symlink_to("gone"), [], "images/c is a link to nothing, which may be a class; mend"),
+        (link_to_itself, [], "images/loop is a link to nothing, which may be a class; mend or remove it"),
+        (
+            lambda root: (root / "a/gone.png").symlink_to("nowhere"),
+            [],
+            "1 pictures cannot be read: images/a/gone.png (FileNotFoundError",
+        ),
+        (
+            lambda root: (root / "a/two  words.png").write_text("no picture"),
+            [],
+            "1 pictures cannot be read: images/a/two  words.png (UnidentifiedImageError",
+        ),
+        (one_picture, [], "that no class before has: c (1); add some, or leave such classes out by min_per_class 2"),
+        (bomb, ["size=9"], "1 pictures cannot be read: images/a/bomb.png (DecompressionBomb"),
     ],
 )
 def test_a_bad_folder_of_images(refused, folder, spoil, settings, words):

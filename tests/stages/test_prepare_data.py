@@ -11,7 +11,7 @@ from PIL import Image
 
 from ldm import InputError, artifacts
 from stages import prepare_data
-from stages.runner import read_section
+from stages.runner import read_section, with_settings
 
 DATA_ROOT = os.environ.get("LDM_DATA_ROOT", "")
 SPLITS = ("train", "validation", "test")
@@ -152,6 +152,29 @@ def test_broken_pictures_are_left_out_where_asked(prepare, leaves, capsys):
     assert sum(sizes(images)) == 31
     error = capsys.readouterr().err
     assert f"1 broken pictures left out: {leaves}/ash 2/broken.png (UnidentifiedImageError" in error
+
+
+def test_pictures_may_lie_where_nothing_can_be_written(prepare, leaves):
+    for path in [*leaves.rglob("*"), leaves]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    before = {path: path.stat().st_mtime_ns for path in [leaves, *leaves.rglob("*")]}
+    assert sum(sizes(prepare("dataset=folder", f"root={leaves}"))) == 31
+    assert {path: path.stat().st_mtime_ns for path in [leaves, *leaves.rglob("*")]} == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["dataset=cifar10", "size=16"], "dataset cifar10 takes no size; leave that out"),
+        (["dataset=mnist", "min_per_class=3", "split=letters"], "dataset mnist takes no min_per_class and no split"),
+        (["dataset=emnist", "split=letters", "fit=pad"], "dataset emnist takes no fit;"),
+        (["dataset=folder", "split=letters", "fit=pad"], "dataset folder takes no split;"),
+    ],
+)
+def test_what_a_set_does_not_read_is_refused(settings, words):
+    values = with_settings({"prepare_data": {"seed": 0}}, [f"prepare_data.{text}" for text in settings])
+    with pytest.raises(InputError, match=words):
+        prepare_data.Config.parse(values["prepare_data"], "prepare_data")
 
 
 @pytest.mark.parametrize("name", ["a #2", "b: c", "2024-01-01", "1e3", "null x", "[y", "~z", "$HOME"])
