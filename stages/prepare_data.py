@@ -192,6 +192,7 @@ def read_folder(config: Config, generator: Generator) -> tuple[str, Splits, list
     found = folder.find(root)
     if found.left_out:
         print(f"prepare_data: left out in {root}: {'; '.join(found.left_out)}")
+    classes_kept(config, root, found.names, Counter(found.labels))  # raises what can be told before reading
     reading = folder.convert(found.paths, config.conversion())
     results: list[Any] = list(track(reading, len(found.paths), "picture", "prepare_data"))
     broken = [result for result in results if isinstance(result, str)]
@@ -201,20 +202,10 @@ def read_folder(config: Config, generator: Generator) -> tuple[str, Splits, list
     warn("prepare_data", f"{len(broken)} broken pictures left out: {folder.listing(broken)}" if broken else None)
     pictures = [item for item in zip(found.paths, found.labels, results, strict=True) if not isinstance(item[2], str)]
     counts = Counter(label for _, label, _ in pictures)
-    few = [label for label in range(len(found.names)) if counts[label] < (config.min_per_class or 1)]
-    if few and not config.min_per_class:
-        named = folder.listing(found.names[label] for label in few)
-        raise InputError(f"classes without a picture: {named}; each sub-folder is a class: add some, or remove it")
-    if few:
-        named = folder.listing((f"{found.names[label]} ({counts[label]})" for label in few), len(few))
+    kept = classes_kept(config, root, found.names, counts)
+    if few := [f"{name} ({counts[label]})" for label, name in enumerate(found.names) if label not in kept]:
+        named = folder.listing(few, len(few))
         print(f"prepare_data: classes left out, with fewer than {config.min_per_class} pictures: {named}")
-    kept = [label for label in range(len(found.names)) if label not in few]
-    if len(kept) < 2:
-        count = f"{len(kept)} classes have {config.min_per_class} pictures"
-        raise InputError(f"{count}; two are needed: lower min_per_class")
-    if len(kept) > folder.MOST:
-        remedy = "join sub-folders, or leave those of few pictures out by min_per_class"
-        raise InputError(f"{root} has {len(kept)} classes, and at most {folder.MOST} can be numbered; {remedy}")
     pictures = [item for item in pictures if item[1] in kept]
     images = torch.from_numpy(folder.stacked([x for _, _, x in pictures], [path for path, _, _ in pictures]))
     labels = torch.tensor([kept.index(label) for _, label, _ in pictures], dtype=torch.uint8)
@@ -225,6 +216,22 @@ def read_folder(config: Config, generator: Generator) -> tuple[str, Splits, list
     name = root.resolve().name
     known = {official.replace("_", "-") for official in data.known.SETS} | {""}
     return f"folder-{name}" if name in known else name, by_shares(config, images, labels, names, generator), names
+
+
+def classes_kept(config: Config, root: Path, names: list[str], counts: Counter[int]) -> list[int]:
+    """The classes that have enough of these numbers of pictures. Raises: InputError for too few or too many of them."""
+    listing, most = data.image_folder.listing, data.image_folder.MOST
+    kept = [label for label in range(len(names)) if counts[label] >= (config.min_per_class or 1)]
+    if len(kept) < len(names) and not config.min_per_class:
+        named = listing(name for label, name in enumerate(names) if label not in kept)
+        raise InputError(f"classes without a picture: {named}; each sub-folder is a class: add some, or remove it")
+    if len(kept) < 2:
+        count = f"{len(kept)} classes have {config.min_per_class} pictures"
+        raise InputError(f"{count}; two are needed: lower min_per_class")
+    if len(kept) > most:
+        remedy = "join sub-folders, or leave those of few pictures out by min_per_class"
+        raise InputError(f"{root} has {len(kept)} classes, and at most {most} can be numbered; {remedy}")
+    return kept
 
 
 main = stage("prepare_data", Config, compute, __doc__)

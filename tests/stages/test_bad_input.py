@@ -323,6 +323,11 @@ def one_picture(root: Path) -> None:
             Image.new("L", (8, 12), 20 * i + ord(name) - 90).save(root / name / f"{i}.png")
 
 
+def empty_and_broken(root: Path) -> None:
+    (root / "c").mkdir()
+    break_many(root)
+
+
 def bomb(root: Path) -> None:
     Image.new("1", (20_000, 20_000)).save(root / "a/bomb.png")
 
@@ -393,6 +398,7 @@ def many_classes(root: Path) -> None:
             "1 pictures cannot be read: images/a/two  words.png (UnidentifiedImageError",
         ),
         (one_picture, [], "that no class before has: c (1); add some, or leave such classes out by min_per_class 2"),
+        (empty_and_broken, [], "classes without a picture: c;"),  # before a picture is read
         (bomb, ["size=9"], "1 pictures cannot be read: images/a/bomb.png (DecompressionBomb"),
     ],
 )
