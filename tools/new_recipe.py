@@ -28,7 +28,8 @@ MNIST = (1, 28, 28)
 COLOUR = {"train_vae.likelihood": "gaussian", "train_vae.kl_weight": 0.2, "train_vae.scaled": 0.0}
 SHOWN = 200  # samples that the grid shows
 NETWORK, OPTIMISATION = "train_diffusion.networks.unet", "train_diffusion.optimisation."
-EPOCHS, FEWEST_STEPS = 150, 1000  # after more of them the emoji's validation loss rose
+EPOCHS, FEWEST_STEPS = 300, 1000  # after more of them the emoji's validation loss rose
+OFTEN, DROPOUT = 100, 0.1  # times that pictures are seen, beyond which a U-Net takes dropout
 NEEDED = ("prepare_data", "train_diffusion", "sample", "evaluate")  # stages that a recipe to start from must have
 OF_AUTOENCODER = ("vae_prior.json", "reconstruction.json", "reconstructions.png")  # outputs of other stages
 
@@ -108,9 +109,9 @@ def fitting_settings(values: dict[str, Any], settings: Sequence[str], own_sizes:
 
     The U-Net is wider for latents of more values, and a batch smaller for those of more places; pixels in colour have a
     normal density. No sample of other data than the pipeline's is drawn once more. A folder has as many samples drawn
-    and scored as it has test pictures, and a small one is trained on for fewer steps. own_sizes: whether the values are
-    another recipe's, whose sizes stay, but for a U-Net's patches of pixels, which must fit. Raises: as `of_folder`, and
-    for a folder that is not named.
+    and scored as it has test pictures, and a small one is trained on with dropout, and for fewer steps. own_sizes:
+    whether the values are another recipe's, whose sizes stay, but for a U-Net's patches of pixels, which must fit.
+    Raises: as `of_folder`, and for a folder that is not named.
     """
     before = values["prepare_data"].get("dataset")
     config = prepare_data.Config.parse(with_settings(dict(values), settings)["prepare_data"], "prepare_data")
@@ -142,6 +143,8 @@ def fitting_settings(values: dict[str, Any], settings: Sequence[str], own_sizes:
         own = training.optimisation
         steps = max(round(config.shares[0] * count * EPOCHS / own.batch_size / 100) * 100, FEWEST_STEPS)
         found[OPTIMISATION + "steps"] = min(steps, own.steps)
+        if own.steps * own.batch_size > OFTEN * config.shares[0] * count and training.network == "unet":
+            found[f"{NETWORK}.dropout"] = DROPOUT
     return as_settings(found)
 
 
@@ -201,7 +204,7 @@ def command(folder: Path, source: Path, dropped: tuple[str, ...], settings: tupl
             raise InputError(f"--from {source}: it has no stage {name}; take recipes/fashion_ddpm, or leave it out")
         read_section(source / PARAMS, name)
     form = YAML()
-    form.width = 120
+    form.width = 140  # a U-Net of a few options stays in one line
     dag, values = form.load(source / DAG), form.load(source / PARAMS)
     for entry in dag["stages"].values():
         for key in ("deps", "params", "outs"):

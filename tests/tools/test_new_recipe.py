@@ -94,16 +94,28 @@ def test_a_recipe_for_a_folder_of_images(copy, tmp_path):
 
 @pytest.mark.parametrize(("batch_size", "steps"), [(None, 1600), (160, 2600), (32, 3000)])
 def test_the_steps_follow_the_batch_that_is_set(monkeypatch, batch_size, steps):
-    """Of 4,000 pictures 2,800 are for training, and 150 times as many are shown: 420,000, in 3,000 steps at most."""
-    monkeypatch.setattr(new_recipe_tool, "of_folder", lambda config: ((3, 32, 32), 4000))
+    """Of 2,000 pictures 1,400 are for training, and 300 times as many are shown: 420,000, in 3,000 steps at most."""
+    monkeypatch.setattr(new_recipe_tool, "of_folder", lambda config: ((3, 32, 32), 2000))
     settings = ["prepare_data.dataset=folder", "prepare_data.root=pictures"]
     settings += [f"train_diffusion.optimisation.batch_size={batch_size}"] if batch_size else []
     fitted = new_recipe_tool.fitting_settings(read_yaml(ROOT / "params.yaml"), settings, own_sizes=False)
     assert f"train_diffusion.optimisation.steps={steps}" in fitted
 
 
+@pytest.mark.parametrize(("count", "dropout"), [(10_900, True), (11_000, False)])
+def test_a_network_that_sees_a_picture_often_takes_dropout(monkeypatch, count, dropout):
+    """3,000 steps of 256 show each of 7,680 training pictures 100 times."""
+    monkeypatch.setattr(new_recipe_tool, "of_folder", lambda config: ((3, 32, 32), count))
+    settings = ["prepare_data.dataset=folder", "prepare_data.root=pictures"]
+    fitted = new_recipe_tool.fitting_settings(read_yaml(ROOT / "params.yaml"), settings, own_sizes=False)
+    assert ("train_diffusion.networks.unet.dropout=0.1" in fitted) == dropout
+    settings += ["train_diffusion.network=mlp", "train_diffusion.class_labels=false"]
+    fitted = new_recipe_tool.fitting_settings(read_yaml(ROOT / "params.yaml"), settings, own_sizes=False)
+    assert not [text for text in fitted if "dropout" in text]
+
+
 def test_a_small_folder_of_the_shape_of_mnist_has_fewer_steps_too(monkeypatch):
-    """Of 1,000 pictures 700 are for training: 105,000 shown are 400 steps, and 1,000 are the fewest."""
+    """Of 1,000 pictures 700 are for training: 210,000 shown are 800 steps, and 1,000 are the fewest."""
     monkeypatch.setattr(new_recipe_tool, "of_folder", lambda config: ((1, 28, 28), 1000))
     settings = ["prepare_data.dataset=folder", "prepare_data.root=pictures"]
     fitted = new_recipe_tool.fitting_settings(read_yaml(ROOT / "params.yaml"), settings, own_sizes=False)
