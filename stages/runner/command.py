@@ -254,5 +254,5 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 def _fail(name: str, message: str, code: int = 2) -> None:
     number = f" (process {processes.RANK})" if processes.RANK else ""
-    print(f"{name}{number}: {in_one_line(message)}", file=sys.stderr)
+    print(f"{name}{number}: {in_one_line(message).removeprefix(f'{name}: ')}", file=sys.stderr)
     sys.exit(code)

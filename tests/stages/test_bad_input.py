@@ -58,6 +58,7 @@ def refused(folder, monkeypatch, capsys) -> Callable[..., str]:
         assert error.endswith("\n")
         assert error.count("\n") == 1, error
         assert error.startswith(f"{name}: ")
+        assert not error.startswith(f"{name}: {name}: ")  # a section has its stage's name
         assert snapshot(folder) == before
         return error
 
