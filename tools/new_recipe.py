@@ -176,7 +176,7 @@ def see_the_folder(dag: dict[str, Any], before: str, section: dict[str, Any]) ->
             shown = os.fspath(path).encode("utf-8", "replace").decode()
             kinds = {
                 "a link to nothing": not path.exists(),
-                "no file": not path.is_dir() and not path.is_file(),
+                "no file": not path.is_file(),
                 "not readable": not os.access(path, os.R_OK),
                 "named in no UTF-8": shown != os.fspath(path),
             }
