@@ -46,6 +46,7 @@ FIGURE_CELL = re.compile(r"\**−?\d[\d,]*(\.\d+)?( ?(±.*|%|M|s|min.*|h))?\**")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^]]*\]\(([^)\s]+)\)")
 FOLDERS = ("ldm", "stages", "tools", "recipes", "bench", "docs", "tests", "artifacts")
+A_NAME = {"schedule": "cosine", "sampler": "ddim", "network": "unet", "prepare_data.dataset": "kmnist"}
 # by commands that the documents show
 MADE_BY_THE_READER = {"recipes/leaves", "artifacts/report/report.html"}
 
@@ -151,8 +152,12 @@ def documented(kind: type) -> list[Any]:
 
 
 def commands(document: Path) -> Iterator[list[str]]:
-    """The words of every command in the shell blocks of a document; what `&&` joins are commands of their own."""
-    for language, block in BLOCK.findall(document.read_text("utf-8")):
+    """The words of every command of a document, after its folder; what `&&` joins are commands of their own.
+
+    They stand in its shell blocks, or between backquotes in its sentences, where `<name>` is any choice.
+    """
+    text = document.read_text("utf-8")
+    for language, block in BLOCK.findall(text):
         folder = "."
         for line in block.replace("\\\n", " ").splitlines() if language == "sh" else ():
             for command in line.strip("() ").split("&&"):
@@ -163,6 +168,12 @@ def commands(document: Path) -> Iterator[list[str]]:
                     yield [folder, *words]
             if line.startswith("("):
                 folder = "."  # a subshell ends
+    for span in re.findall(r"`([^`]+)`", BLOCK.sub("", text)):
+        words = shlex.split(re.sub(r"([\w.]+)=<name>", lambda key: f"{key[1]}={A_NAME[key[1]]}", span))
+        if words[0] == "-S":
+            yield [".", "dvc", "exp", "run", *words]
+        elif words[:2] == ["python", "-m"] or words[:3] == ["dvc", "exp", "run"]:
+            yield [".", *words]
 
 
 def values_after(words: list[str], *flags: str) -> list[str]:
@@ -271,13 +282,25 @@ def test_parameters_of_commands_exist(document):
             files_of(name, recipe, values_after(words, "--in"), None)
 
 
+def parse_tool(words: list[str]) -> None:
+    """Let click parse a command of tools/ or bench/, and refuse what it does not know."""
+    if words[0].endswith("python") and words[1] == "-m" and words[2].split(".")[0] in ("tools", "bench"):
+        module = import_module("bench.__main__" if words[2] == "bench" else words[2])
+        module.command.make_context(words[2], words[3:])
+
+
 @pytest.mark.parametrize("document", documented(Path))
 def test_commands_of_tools_have_these_options(document):
     for _, *words in commands(document):
-        if words[0].endswith("python") and words[1] == "-m" and words[2].split(".")[0] in ("tools", "bench"):
-            package = words[2].startswith("bench")
-            module = import_module("bench.__main__" if package else words[2])
-            module.command.make_context(words[2], words[3:])  # click refuses what it does not know
+        parse_tool(words)
+
+
+@pytest.mark.parametrize("tool", [path.stem for path in sorted((ROOT / "tools").glob("[a-z]*.py"))])
+def test_commands_in_the_help_of_tools_have_these_options(tool):
+    shown = re.findall(r"^python -m tools.*?(?=\s{3,}|$)", import_module(f"tools.{tool}").__doc__, re.MULTILINE)
+    assert shown
+    for command in shown:
+        parse_tool(shlex.split(command))
 
 
 def test_the_readme_is_short_where_it_must_be():
