@@ -22,8 +22,9 @@ are left out.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -173,59 +174,60 @@ def measures(
     real: metrics.quality.Manifold | None,
     class_names: Sequence[str],
 ) -> Measures:
-    """All that is measured of a row, in the order of the table; null what it has too few images for."""
-    config, (first, second) = run.config, spaces
+    """All that is measured of a row, in the order of the table; null, with the reason said, where that fails."""
+    resamples, (first, second) = run.config.resamples, spaces
     of_first, of_second = (space.features(row.images, run.device) for space in spaces)
     seen, x = first.classes(of_first), of_first.numpy()
+    reasons: dict[str, list[str]] = {}  # why measures are null → their names
+
+    def tried(key: str, measure: Callable[[], Any], otherwise: Any) -> Any:
+        try:
+            return measure()
+        except InputError as error:
+            reasons.setdefault(str(error), []).append(key)
+            return otherwise
 
     def within_classes(reference: metrics.frechet.Reference) -> dict[int, metrics.frechet.Ratio]:
-        """The ratio within each class; none, with the reason said, where classes have too few images."""
-        if row.labels is None:
-            return {}
-        try:
-            return reference.within(labelled(of_first, row.labels), name, config.resamples, class_names)
-        except InputError as error:
-            warn(run.name, f"{name} has no measures within classes, which are null: {error}")
-            return {}
+        own = labelled(of_first, row.labels)
+        equal = [class_names[label] for label in reference.classes if is_one_point(own.of_class(label))]
+        if equal:
+            raise InputError(f"all images of {', '.join(equal)} are equal, so that they have no covariance")
+        return reference.within(own, name, resamples, class_names)
 
-    scored = {"fid": (first, x), "second": (second, of_second.numpy())}
-    spread = has_spread(run, name, scored.values())
-    found: Measures = {"fid": next((reference.distance(x) for reference in first.references.values() if spread), None)}
-    for prefix, (space, features) in scored.items():
+    nothing = metrics.frechet.Ratio(math.nan)
+    found: Measures = {"fid": None}
+    for reference in list(first.references.values())[:1]:
+        found["fid"] = tried("fid", partial(reference.distance, x), None)
+    for prefix, space, features in (("fid", first, x), ("second", second, of_second.numpy())):
         for split, reference in space.references.items():
-            ratio = reference.ratio(features, config.resamples) if spread else metrics.frechet.Ratio(math.nan)
-            found |= as_measures(f"{prefix}_{split}", ratio)
+            key = f"{prefix}_{split}"
+            found |= as_measures(key, tried(key, partial(reference.ratio, features, resamples), nothing))
     for split, reference in first.references.items():
-        within = within_classes(reference) if spread else {}
+        within = {} if row.labels is None else tried(f"within_{split}", partial(within_classes, reference), {})
         ratios = np.array(list(within.values()) or np.full((1, 3), np.nan), dtype=float)  # (classes, 3)
         mean = metrics.frechet.Ratio(ratios[:, 0].mean(), *np.sqrt((ratios[:, 1:] ** 2).sum(0)) / len(ratios))
         worst = max(within, key=within.__getitem__, default=None)
         found |= as_measures(f"within_{split}", mean)
-        found |= as_measures(f"worst_{split}", metrics.frechet.Ratio(math.nan) if worst is None else within[worst])
+        found |= as_measures(f"worst_{split}", nothing if worst is None else within[worst])
         found[f"worst_{split}_class"] = None if worst is None else class_names[worst]
     if "test" in first.references:
-        copied = first.references["test"].copies(x, config.resamples) if spread else metrics.frechet.Ratio(math.nan)
-        found |= as_measures("copies", copied)
+        copies = partial(first.references["test"].copies, x, resamples)
+        found |= as_measures("copies", tried("copies", copies, nothing))
     for key, answers in (("agree", seen), ("agree_second", second.classes(of_second))):
         found[key] = None if row.labels is None else float((answers == row.labels).double().mean())
     neighbours: Measures = dict.fromkeys(("precision", "recall", "density", "coverage"))
     if real is not None:
-        neighbours = metrics.quality.precision_recall(real, metrics.quality.Manifold.fit(x, config.neighbours))
+        neighbours = metrics.quality.precision_recall(real, metrics.quality.Manifold.fit(x, run.config.neighbours))
     classes = first.classifier.logits.out_features
     tv = metrics.quality.label_distance(seen.numpy(), first.train.labels, classes)
+    for reason, keys in reasons.items():
+        warn(run.name, f"{name}: null are {', '.join(keys)}, since {reason}")
     return found | neighbours | {"label_tv": tv}
 
 
-def has_spread(run: Run[Config], name: str, scored: Iterable[tuple[Space, Features]]) -> bool:
-    """Whether the features of a row have a covariance; else says why not. Without references nobody asks for it."""
-    try:
-        for space, features in scored:
-            if space.references:
-                metrics.frechet.moments(features, name)
-    except InputError as error:
-        warn(run.name, f"{error}: its distances are null")
-        return False
-    return True
+def is_one_point(features: Features) -> bool:
+    """Whether there are features, and all are the same."""
+    return len(features) > 0 and bool((features == features[0]).all())
 
 
 def as_measures(key: str, ratio: metrics.frechet.Ratio) -> Measures:

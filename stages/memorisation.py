@@ -13,7 +13,7 @@ from pydantic import Field
 
 from ldm import Artifact, Count, InputError, Section, Seed, Several, duplicates, metrics, networks, png, tile
 from ldm.lazy import Tensor, torch
-from stages.runner import Run, new_figure, png_of, stage, track
+from stages.runner import Run, new_figure, png_of, stage, track, warn
 
 PLANTED = ("decoded", "shifted", "turned")
 
@@ -54,10 +54,14 @@ def compute(run: Run[Config]) -> None:
     usual = found["validation"]
     classes, share = images.config["classes"], config.percentile / 100
     limits = memorisation.thresholds(usual.score, labels[usual.nearest], classes, share)
-    shares = {
-        name: (score <= limits[labels[nearest]]).double().mean().item() if len(score) else None
-        for name, (score, nearest) in found.items()
-    }
+    known = torch.bincount(labels[usual.nearest], minlength=classes) > 0
+    shares = {}
+    for name, (score, nearest) in found.items():
+        near = labels[nearest]
+        shares[name], left_out = share_of_copies(score, limits[near], known[near])
+        if left_out:
+            why = "no validation image is nearest to the classes that they are nearest to, and says what is usual there"
+            warn(run.name, f"{left_out} of {len(score)} {name} images are left out of the share of copies: {why}")
     values = {"data": images.config["data"], "n": len(generated), "percentile": config.percentile}
     values |= {"copies": shares["generated"], "false_alarms": shares["other validation"]}
     values |= {f"found_{name}": shares.get(name) for name in PLANTED}
@@ -66,6 +70,17 @@ def compute(run: Run[Config]) -> None:
     pairs = torch.cat([generated[lowest], train[found["generated"].nearest[lowest]]])
     run.write("closest_pairs.png", png(tile(pairs, len(lowest))))
     run.write("scores.png", figure({name: found[name].score.numpy() for name in found}))
+
+
+def share_of_copies(score: Tensor, limits: Tensor, known: Tensor) -> tuple[float | None, int]:
+    """The share of images that pass for copies, None where none can be judged, and the number of those that cannot.
+
+    score: (n,); limits: (n,), the highest score of a copy; known: (n,), whether validation images have set the limit.
+    Without a limit an exact copy alone, of score 0, can be judged.
+    """
+    judged = known | (score <= 0)
+    copies = (score <= limits)[judged]
+    return copies.double().mean().item() if len(copies) else None, len(score) - len(copies)
 
 
 def planted(originals: Tensor, vae: Artifact | None, device: str, seed: int) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from ldm.errors import InputError
 from ldm.metrics.memorisation import ANGLES, SHIFTS, Search, background, points, shifted, thresholds, turned, views
 from ldm.networks import autoencoder, autoencoders
 from ldm.training.loop import Batches
+from stages.memorisation import share_of_copies
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +105,15 @@ def test_a_copier_is_never_cleared_by_duplicates_in_the_data(digits, times):
     usual = search(real[~twins])
     limits = thresholds(usual.score, classes[usual.nearest], 10, 0.0025)
     assert (rough.score <= limits[classes[rough.nearest]]).double().mean() > 0.95
+
+
+def test_without_real_images_of_a_class_its_copies_are_not_cleared():
+    """Of four images the last two are nearest to a class that no validation image is nearest to."""
+    score, limits = torch.tensor([0.1, 0.9, 0.4, 0.0]), torch.tensor([0.5, 0.5, 0.0, 0.0])
+    known = torch.tensor([True, True, False, False])
+    assert share_of_copies(score, limits, known) == (2 / 3, 1)
+    assert share_of_copies(score[2:3], limits[2:3], known[2:3]) == (None, 1)
+    assert share_of_copies(score[:0], limits[:0], known[:0]) == (None, 0)
 
 
 def test_of_no_images_nothing_is_found(digits):

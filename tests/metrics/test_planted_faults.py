@@ -6,7 +6,7 @@ measure by more than three standard deviations of the clean ones; the bound was 
 
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -34,10 +34,14 @@ class Digits(NamedTuple):
     clean: Row
     spaces: list[Space]
 
-    def measure(self, row: Row) -> dict[str, float]:
-        run = SimpleNamespace(name="evaluate", device="cpu", config=Config(seed=0, n=1500, resamples=2))
+    def measure_all(self, row: Row, resamples: int = 2) -> dict[str, Any]:
+        run = SimpleNamespace(name="evaluate", device="cpu", config=Config(seed=0, n=1500, resamples=resamples))
         real = metrics.quality.Manifold.fit(self.spaces[0].train.features[: len(row.images)], 5)
-        found = measures(run, "diffusion", row, self.spaces, real, list("0123456789"))
+        return measures(run, "diffusion", row, self.spaces, real, list("0123456789"))
+
+    def measure(self, row: Row) -> dict[str, float]:
+        """The measures alone."""
+        found = self.measure_all(row)
         return {key: value for key, value in found.items() if isinstance(value, float) and not key.endswith("_std")}
 
 
@@ -179,6 +183,39 @@ def test_copies_score_one(digits):
     assert digits.measure(copied(digits.clean, digits))["copies"] == pytest.approx(1, abs=0.2)
 
 
+def test_the_worst_class_is_named(digits, clean):
+    """Of the digit 5 alone the lower half is missing."""
+    row = resampled(digits.clean, 0)
+    images = row.images.clone()
+    images[row.labels == 5, :, 14:] = 0
+    faulty = digits.measure(Row(images, row.labels))
+    for split in ("test", "val"):
+        bound = DEVIATIONS * np.std([good[f"worst_{split}"] for good in clean], ddof=1)
+        assert faulty[f"worst_{split}"] > clean[0][f"worst_{split}"] + bound
+        assert digits.measure_all(Row(images, row.labels))[f"worst_{split}_class"] == "5"
+
+
+def test_a_class_without_variety_is_named(digits, capsys):
+    images = digits.clean.images.clone()
+    own = digits.clean.labels == 7
+    images[own] = images[own][:1]
+    found = digits.measure(Row(images, digits.clean.labels))
+    assert "within_test" not in found
+    assert found["fid_test"] > 0
+    said = capsys.readouterr().err
+    assert "diffusion: null are within_test, within_val, since all images of 7 are equal" in said
+
+
+def test_a_row_with_hardly_any_variety_leaves_gaps(digits, capsys):
+    """All images but one are equal: there is a covariance, but some of its resamples have none."""
+    images = digits.clean.images[:1].expand(300, -1, -1, -1).clone()
+    images[0] = 255 - images[0]
+    found = digits.measure_all(Row(images, None), resamples=20)
+    assert found["fid"] > 0
+    assert found["fid_test"] is None
+    assert "null are fid_test, fid_val, second_test, second_val, copies, since" in capsys.readouterr().err
+
+
 def test_wrong_classes_alone_leave_the_distance_as_it_is(digits):
     """The reason why the table has agreement and the distance within classes."""
     good, bad = digits.measure(digits.clean), digits.measure(wrong_class(digits.clean, digits))
@@ -190,7 +227,8 @@ def test_a_row_without_its_classes_leaves_gaps(digits, capsys):
     row = dropped(digits.clean, digits)
     found = digits.measure(row)
     assert not {"within_test", "within_val", "worst_test", "worst_val"} & found.keys()
-    assert "no measures within classes, which are null: a covariance of 128" in (said := capsys.readouterr().err)
+    said = capsys.readouterr().err
+    assert "diffusion: null are within_test, within_val, since a covariance of 128 features needs 129 images" in said
     assert "there are 0 of class 3 among diffusion" in said
     unlabelled = digits.measure(row._replace(labels=None))
     assert not {"agree", "agree_second", "within_test"} & unlabelled.keys()

@@ -445,7 +445,7 @@ def test_a_row_without_spread_leaves_the_others(project, tmp_path):
     artifacts.save(path, "generated", one, made.config, lineage)
     done = stage(project, "evaluate", tmp_path, "--in", f"generated={path}")
     assert done.returncode == 0, done.stderr
-    assert "evaluate: warning: diffusion: all 300 samples are equal, so that they have no covariance" in done.stderr
+    assert "diffusion: null are fid, since features: all 300 samples are equal, so that they have no" in done.stderr
     rows = json.loads((tmp_path / "measures.json").read_text())
     before = json.loads((project / "artifacts/report/measures.json").read_text())
     assert rows.pop("diffusion")["fid_test"] is None
