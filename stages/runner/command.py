@@ -208,12 +208,8 @@ def settle(config: C, device: str) -> C:
 
 def precision_of(config: Section) -> str:
     """The precisions that a configuration names, in words."""
-
-    def named(section: Section) -> set[str]:
-        inner = (named(value) for _, value in section if isinstance(value, Section))
-        return {value for name, value in section if name == "precision"}.union(*inner)
-
-    return " and ".join(sorted(named(config))) or "fp32"
+    named = {x.value for x in parameters_of(type(config), config.model_dump()) if x.name.endswith("precision")}
+    return " and ".join(sorted(named)) or "fp32"
 
 
 def announce(run: Run[Any]) -> None:
