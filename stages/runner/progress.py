@@ -2,7 +2,8 @@
 
 import sys
 from collections.abc import Iterable
-from typing import Any, TextIO
+from types import SimpleNamespace
+from typing import Any
 
 from tqdm import tqdm
 
@@ -12,7 +13,7 @@ from stages.runner.processes import RANK
 def bar(total: int | None, unit: str, label: str, initial: int = 0, items: Iterable[Any] | None = None) -> tqdm:
     """A tqdm bar on standard error; in a log file it is one line every 20 seconds. Only the first process shows it."""
     terminal = {"file": sys.stderr, "mininterval": 0.2, "dynamic_ncols": True}
-    how = terminal if sys.stderr.isatty() else {"file": _Lines(sys.stderr), "mininterval": 20}
+    how = terminal if sys.stderr.isatty() else {"file": SimpleNamespace(write=_write_line), "mininterval": 20}
     return tqdm(items, label, total, initial=initial, unit=unit, unit_scale=True, disable=RANK > 0, **how)
 
 
@@ -21,15 +22,7 @@ def track(items: Iterable[Any], total: int, unit: str, label: str) -> tqdm:
     return bar(total, unit, label, items=items)
 
 
-class _Lines:
-    """A text stream on which each state of the bar is a line of its own."""
-
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
-
-    def write(self, text: str) -> None:
-        if text := text.strip("\r\n "):
-            self._file.write(text + "\n")
-
-    def flush(self) -> None:
-        self._file.flush()
+def _write_line(text: str) -> None:
+    """Write a state of the bar as a line of its own."""
+    if text := text.strip("\r\n "):
+        print(text, file=sys.stderr, flush=True)
