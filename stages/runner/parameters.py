@@ -136,9 +136,7 @@ def limits(metadata: Iterable[Any]) -> list[str]:
 def type_name(annotation: Any) -> str:
     """A type as `--help` shows it: int; crop or pad; int ≥ 1 or null; list of int ≥ 1."""
     inner, origin = get_args(annotation), get_origin(annotation)
-    if origin is Literal:
-        return " or ".join(map(str, inner))
-    if origin in (Union, UnionType):
+    if origin in (Literal, Union, UnionType):  # the alternatives of a Literal are names themselves
         return " or ".join(dict.fromkeys(map(type_name, inner)))
     if origin is Annotated:
         return " ".join([type_name(inner[0]), " and ".join(limits(inner[1:]))]).strip()
