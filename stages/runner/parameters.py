@@ -13,7 +13,6 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, ScalarNode
-from ruamel.yaml.tag import Tag
 
 from ldm import InputError, Section, choices_of
 from ldm.config import MOST, shown
@@ -33,7 +32,7 @@ class NamesAsWritten(SafeConstructor):
     def construct_mapping(self, node: MappingNode, deep: bool = False) -> Any:
         for key, value in node.value:
             if key.value in AS_WRITTEN and isinstance(value, ScalarNode) and not str(value.tag).endswith(":null"):
-                value.ctag = Tag(suffix="tag:yaml.org,2002:str")
+                value.tag = "tag:yaml.org,2002:str"
         return super().construct_mapping(node, deep)
 
 
