@@ -14,7 +14,6 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from ldm import InputError, Interrupted, artifacts, training
@@ -168,7 +167,7 @@ class Checkpoints:
     def finished(self) -> None:
         """Mark the run as finished, once its last state is written: from now on a signal ends it at once."""
 
-        def stop(number: int, frame: FrameType | None) -> None:
+        def stop(number: int, frame: object) -> None:
             for either in SIGNALS:
                 signal.signal(either, signal.SIG_IGN)
             raise self.interrupted(number)
@@ -182,7 +181,7 @@ class Checkpoints:
     def _say(self, message: str) -> None:
         print(f"{self.run.name}: {message}", file=sys.stderr)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _note(self, number: int, frame: object) -> None:
         self.signal = number
 
     def _paths(self) -> list[Path]:

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import click
@@ -243,7 +242,7 @@ def check_writable(folder: Path) -> None:
         raise InputError(f"cannot write to {folder}: {error.strerror}; free space, or change --out") from None
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
+def _stop(number: int, frame: object) -> None:
     signal.signal(number, signal.SIG_IGN)  # a second one must not end the cleaning up
     raise Interrupted("interrupted; run the same command again", 128 + number)
 
