@@ -234,9 +234,8 @@ def check_writable(folder: Path) -> None:
     """Raises: InputError unless a file can be made in the folder now, before any work."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe.") as probe:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe.", buffering=0) as probe:
             probe.write(bytes(4096))
-            probe.flush()
             os.fsync(probe.fileno())
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror}; free space, or change --out") from None
