@@ -159,8 +159,7 @@ def pick_device(text: str) -> str:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         why = f" ({str(caught[0].message).partition('. ')[0]})" if caught else ""
         oldest = min((int(re.sub(r"\D", "", arch)) for arch in torch.cuda.get_arch_list() if count), default=0)
-        for card in range(count):
-            major, minor = torch.cuda.get_device_capability(card)
+        for card, (major, minor) in enumerate(map(torch.cuda.get_device_capability, range(count))):
             if 10 * major + minor < oldest:
                 why = f" (cuda:{card} has compute capability {major}.{minor}, and torch is built for {oldest / 10} on)"
                 count = card
