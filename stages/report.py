@@ -170,8 +170,7 @@ def settings(name: str, section: dict[str, Any]) -> list[tuple[str, str, str, st
 
 def run_of(recipe: Path, name: str) -> dict[str, Any]:
     """A stage, its tensors with their digests, and the log of its run where that wrote the files that are here."""
-    files = files_of(name, recipe, (), None)[1]
-    digests = {file: digest_of(path) for file, path in files.items() if path.is_file()}
+    digests = {file: digest_of(path) for file, path in files_of(name, recipe)[1].items() if path.is_file()}
     tensors = [(file, digest[:12]) for file, digest in digests.items() if file.endswith(".safetensors")]
     log = read_json(recipe / LOGS / f"{name}.json")
     return {"stage": name, "files": tensors, "log": log if log and log["outputs"] == digests else None}

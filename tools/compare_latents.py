@@ -34,7 +34,7 @@ def command(vaes: tuple[str, ...], recipe: Path, device: str, out: Path) -> None
         raise InputError(f"{' '.join(vaes)}: write NAME=PATH for each autoencoder, with different names")
     check_writable(out.parent)
     limit_threads()
-    device, inputs = pick_device(device), files_of("train_vae", recipe, (), None)[0]
+    device, inputs = pick_device(device), files_of("train_vae", recipe)[0]
     images, features, found = (artifacts.load(inputs[kind], kind) for kind in ("images", "features", "classifier"))
     classifier, originals = networks.classifier.Classifier.from_artifact(found, device), images["validation_images"]
     train, validation = (labelled(features[split], images[f"{split}_labels"]) for split in ("train", "validation"))

@@ -57,7 +57,7 @@ class Repetition(NamedTuple):
 
     def run_stages(self, names: list[str], seed: int, out: Path, made: dict[str, Path]) -> None:
         for name in names:
-            inputs, _ = files_of(name, Path(), (), None)
+            inputs, _ = files_of(name, Path())
             sources = [word for kind in inputs if kind in made for word in ("--in", f"{kind}={made[kind]}")]
             own = [text.removeprefix(f"{name}.") for text in self.settings if text.startswith(f"{name}.")]
             own += [f"seed={seed}"] if name == names[0] else ["row=diffusion"] if name == "evaluate" else []
@@ -89,7 +89,7 @@ class Repetition(NamedTuple):
 
 def key_of(stages: list[str]) -> str:
     """A hash over all that the seeds have in common: parameters, code, machine, and the tracked artifacts read."""
-    files = [files_of(name, Path(), (), None) for name in stages]
+    files = [files_of(name, Path()) for name in stages]
     outputs = {path for _, outs in files for path in outs.values()}
     read = {path for inputs, _ in files for path in inputs.values()} - outputs
     code = {path for folder in ("ldm", "stages") for path in (ROOT / folder).rglob("*.py")}

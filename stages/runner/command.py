@@ -80,7 +80,7 @@ def stage(
         values = with_settings(read_section(params, section), settings)
         inputs, outputs = files_of(name, recipe, sources, out)
         if out and "DVC_STAGE" not in os.environ:
-            tracked = {path.resolve() for path in files_of(name, recipe, (), None)[1].values()}
+            tracked = {path.resolve() for path in files_of(name, recipe)[1].values()}
             if tracked & {path.resolve() for path in outputs.values()}:
                 raise InputError(f"--out {out} is where the tracked results lie; name another folder")
         device = pick_device(given["device"])

@@ -84,7 +84,7 @@ def _previous(path: Path) -> Path:
     return path.with_name(f"previous.{path.name}")
 
 
-def files_of(name: str, recipe: Path, sources: Sequence[str], out: Path | None) -> tuple[Files, Files]:
+def files_of(name: str, recipe: Path, sources: Sequence[str] = (), out: Path | None = None) -> tuple[Files, Files]:
     """The data files of a stage as the dvc.yaml of a recipe states them: inputs by stem, outputs by file name.
 
     Data lie in folders called artifacts, or are safetensors files in one that a variable names; the other dependencies
