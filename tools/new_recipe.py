@@ -174,12 +174,8 @@ def see_the_folder(dag: dict[str, Any], before: str, section: dict[str, Any]) ->
         deps += [as_path(folder.resolve())] if folder.is_symlink() and folder != root else []
         for path in (folder / name for name in names):
             shown = os.fspath(path).encode("utf-8", "replace").decode()
-            kinds = {
-                "a link to nothing": not path.exists(),
-                "no file": not path.is_file(),
-                "not readable": not os.access(path, os.R_OK),
-                "named in no UTF-8": shown != os.fspath(path),
-            }
+            kinds = {"a link to nothing": not path.exists(), "no file": not path.is_file()}
+            kinds |= {"not readable": not os.access(path, os.R_OK), "named in no UTF-8": shown != os.fspath(path)}
             if kind := next(filter(kinds.get, kinds), None):
                 raise InputError(f"{shown} is {kind}, at which DVC fails; mend or remove it")
 
