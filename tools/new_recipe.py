@@ -52,12 +52,10 @@ def without(dag: dict[str, Any], name: str) -> None:
     elif readers or name in NEEDED:
         raise InputError(f"--without {name}: {', '.join(readers) or 'the table'} needs it; only train_vae can go")
     del stages[name]
-    for entry in stages.values():
-        entry["deps"] = [dep for dep in entry["deps"] if dep not in gone]
-        entry["outs"] = [out for out in entry["outs"] if path_of(out) not in gone]
-    shown = {path[path.index("artifacts/") :] for path in gone}  # relative to dvc.yaml
-    for key in ("metrics", "plots"):
-        dag[key] = [item for item in dag.get(key, []) if not any(path in str(item) for path in shown)]
+    places = {path[path.index("artifacts/") :] for path in gone}  # relative to dvc.yaml, as metrics and plots are
+    for part in (dag, *stages.values()):
+        for key in part.keys() & {"deps", "outs", "metrics", "plots"}:
+            part[key] = [item for item in part[key] if not any(path in str(item) for path in places)]
 
 
 def relocate(dag: dict[str, Any], source: str, target: str) -> None:
