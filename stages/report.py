@@ -42,6 +42,7 @@ def compute(run: Run[Config]) -> None:
         rows = {name_of(path): read_json(recipe / path) for path in map(path_of, dag.get("metrics", []))}
         table = {name: row for name, row in rows.items() if row and isinstance(row, dict)}
     table = dict(sorted(table.items(), key=lambda row: row[0] != "diffusion"))  # the model's row first
+    known = [name for name in dag["stages"] if name in params and (ROOT / f"stages/{name}.py").exists()]
     template = Environment(loader=FileSystemLoader(ROOT / "stages/runner"), autoescape=True, undefined=StrictUndefined)
     page = template.get_template(TEMPLATE).render(
         kind="Latent diffusion" if "train_vae" in dag["stages"] else "Diffusion",
@@ -50,7 +51,7 @@ def compute(run: Run[Config]) -> None:
         measures=measures(table, dag),
         pictures=[picture for entry in plots for picture in pictures_of(recipe, entry)],
         memorisation=[(name, meaning, cell(found[name])) for name, meaning in MEMORISATION.items() if name in found],
-        settings={name: settings(name, params[name]) for name in dag["stages"] if name in params},
+        settings={name: settings(name, params[name]) for name in known},
         runs=[run_of(recipe, name) for name in dag["stages"] if name != run.name],
         commit=commit(),
     )
@@ -161,8 +162,6 @@ def as_source(content: bytes, suffix: str) -> str:
 
 def settings(name: str, section: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """(name, value, default, meaning) of the parameters of a stage that are not at their defaults."""
-    if not (ROOT / f"stages/{name}.py").exists():
-        return []
     rows = parameters_of(import_module(f"stages.{name}").Config, section)
     own = [(x.name, as_written(x.value), as_written(x.default), x.meaning) for x in rows]
     return [row for row in own if row[1] != row[2]]
