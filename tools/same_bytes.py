@@ -73,8 +73,7 @@ def command(revision: str, commit: bool) -> None:
             if path == str(PARAMS):
                 raise InputError(f"{stage}: its parameters are not those of dvc.lock: {state}; run 'dvc repro'")
             if path.startswith("artifacts/"):
-                problem = f"{path} is {state or 'changed'}, not that of dvc.lock"
-                raise InputError(f"{stage}: {problem}; run 'dvc checkout' first")
+                raise InputError(f"{stage}: {path} is {state}, not that of dvc.lock; run 'dvc checkout' first")
     with tempfile.TemporaryDirectory() as folder:
         checkout = Path(folder) / "checkout"
         run_or_fail(revision, ROOT, "git", "worktree", "add", "--detach", str(checkout), revision)
