@@ -18,7 +18,6 @@ import click
 from ldm import InputError, Section, sampling
 from stages.runner import FOLDER, PARAMS, ROOT, read_yaml, run_command, stages_of
 
-ABSENT = ("deleted", "not in cache")  # what DVC says of data that are not here
 SHOWN = 5  # how many reasons a line names
 
 
@@ -60,7 +59,7 @@ def stale_results() -> Iterator[str]:
     Data that are missing here do not count as changed: `dvc pull` fetches them.
     """
     for stage, changes in changed_stages():
-        reasons = [f"{path} {state}" for path, state in changes if state not in ABSENT]
+        reasons = [f"{path} {state}" for path, state in changes if state not in ("deleted", "not in cache")]
         more = f" and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
         if reasons:
             yield f"{stage}: {'; '.join(reasons[:SHOWN])}{more}"

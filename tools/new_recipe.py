@@ -26,7 +26,6 @@ from tools.check import check_parameters
 SHAPES = dict.fromkeys(("cifar10", "cifar100", "svhn"), (3, 32, 32))  # (C, H, W); of the others that of MNIST
 MNIST = (1, 28, 28)
 COLOUR = {"train_vae.likelihood": "gaussian", "train_vae.kl_weight": 0.2, "train_vae.scaled": 0.0}
-SHOWN = 200  # samples that the grid shows
 NETWORK, OPTIMISATION = "train_diffusion.networks.unet", "train_diffusion.optimisation."
 EPOCHS, FEWEST_STEPS = 300, 1000  # after more of them the emoji's validation loss rose
 OFTEN, DROPOUT = 100, 0.1  # times that pictures are seen, beyond which a U-Net takes dropout
@@ -121,7 +120,7 @@ def fitting_settings(values: dict[str, Any], settings: Sequence[str], own_sizes:
     found: dict[str, object] = {} if own_sizes or config.dataset == before else {"sample.redraw": False}
     if config.dataset == "folder":
         shape, count = of_folder(config)
-        n = min(max(round(config.shares[2] * count), SHOWN), 10_000)
+        n = min(max(round(config.shares[2] * count), 200), 10_000)  # the grid shows 200
         found |= {f"{stage}.n": n for stage in ("sample", "evaluate", "memorisation") if stage in values}
     if shape != MNIST and not own_sizes:
         channels, height, width = shape

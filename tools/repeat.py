@@ -30,7 +30,6 @@ from stages.runner import DAG, PARAMS, ROOT, check_writable, device_kind, digest
 
 TRAINING, SAMPLING = ["train_diffusion"], ["sample", "decode", "evaluate"]
 OWN = ("train_diffusion.seed", "sample.seed", "evaluate.row")  # parameters
-NORMAL = 1.96  # standard deviations, on either side of the mean, that hold 95 % of a normal distribution
 SHARES = ("agree", "agree_second", "precision", "recall", "coverage", "label_tv")  # measures that 1 bounds; all, that 0
 pick_once = cache(pick_device)  # of a GPU that cannot be used, it warns
 
@@ -119,7 +118,7 @@ def summary(rows: list[list[dict[str, Any]]]) -> dict[str, Any]:
         values = np.array(table)
         training, sampling = variances(values)
         real = float(np.mean([row.get(f"{key}_real_std") or 0.0 for row in every])) ** 2
-        reach = NORMAL * math.sqrt((training or 0) + (sampling or 0) + real)
+        reach = 1.96 * math.sqrt((training or 0) + (sampling or 0) + real)  # holds 95 % of a normal distribution
         stds = {"training_std": training, "sampling_std": sampling, "real_std": real or None}
         deviations = {name: None if variance is None else math.sqrt(variance) for name, variance in stds.items()}
         mean = float(values.mean())
