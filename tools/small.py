@@ -25,8 +25,7 @@ TIMEOUT = 1200.0  # seconds that a command may take
 def change(path: Path, settings: dict[str, Any]) -> None:
     """Set dotted keys of a YAML file, whose comments stay."""
     yaml = YAML()
-    values = yaml.load(path)
-    with_settings(values, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
+    values = with_settings(yaml.load(path), [f"{key}={json.dumps(value)}" for key, value in settings.items()])
     yaml.dump(values, path)
 
 
