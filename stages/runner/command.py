@@ -107,7 +107,8 @@ def stage(
             torch.use_deterministic_algorithms(True)
         with ieee_fp32():
             run(this)
-        write_log(this, started, precision_of(this.config))
+        if out is None:
+            write_log(this, started, precision_of(this.config))
 
     return lambda: run_command(command, name)
 

@@ -22,8 +22,6 @@ LOGS = Path("artifacts/logs")  # below the folder of dvc.yaml
 
 def write_log(run: Run[Any], started: float, precision: str) -> None:
     """started: of time.monotonic. The digests of the outputs tell whether a file is the one that this run wrote."""
-    if run.out is not None:
-        return
     about: dict[str, Any] = {"stage": run.name, "ended": datetime.now(UTC).isoformat(timespec="seconds")}
     about |= {"seconds": round(time.monotonic() - started, 1)}
     about |= {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}  # Linux counts in KiB
