@@ -67,13 +67,12 @@ def stale_results() -> Iterator[str]:
 
 def changed_stages() -> Iterator[tuple[str, list[tuple[str, str]]]]:
     """What `dvc status` says of each locked stage: its name, and what has changed, how. Raises: InputError."""
-    from dvc.exceptions import DvcException  # DVC takes a second to import, for which --help should not wait
-    from dvc.repo import Repo  # likewise
+    from dvc import exceptions, repo  # DVC takes a second to import, for which --help should not wait
 
     try:
-        with contextlib.chdir(ROOT), Repo() as repo:  # DVC names stages from where it stands
-            status = repo.status()
-    except DvcException as error:
+        with contextlib.chdir(ROOT), repo.Repo() as project:  # DVC names stages from where it stands
+            status = project.status()
+    except exceptions.DvcException as error:
         raise InputError(f"DVC cannot tell what has changed: {error}") from None
     for stage, changes in status.items():
         groups = [group for change in changes if isinstance(change, dict) for group in change.values()]
