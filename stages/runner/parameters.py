@@ -9,10 +9,8 @@ from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
-from ruamel.yaml import YAML
-from ruamel.yaml.constructor import SafeConstructor
+from ruamel.yaml import YAML, constructor, nodes
 from ruamel.yaml.error import YAMLError
-from ruamel.yaml.nodes import MappingNode, ScalarNode
 
 from ldm import InputError, Section, choices_of
 from ldm.config import MOST, shown
@@ -26,12 +24,12 @@ SIGNS |= {"min_length": "length ≥", "max_length": "length ≤"}
 LARGE = {MOST: "10**9", 2**63: "2**63"}
 
 
-class NamesAsWritten(SafeConstructor):
+class NamesAsWritten(constructor.SafeConstructor):
     """Builds plain data, as its base does, but takes names as they are written: `root: 007` is the folder 007."""
 
-    def construct_mapping(self, node: MappingNode, deep: bool = False) -> Any:
+    def construct_mapping(self, node: nodes.MappingNode, deep: bool = False) -> Any:
         for key, value in node.value:
-            if key.value in AS_WRITTEN and isinstance(value, ScalarNode) and not str(value.tag).endswith(":null"):
+            if key.value in AS_WRITTEN and isinstance(value, nodes.ScalarNode) and not str(value.tag).endswith(":null"):
                 value.tag = "tag:yaml.org,2002:str"
         return super().construct_mapping(node, deep)
 
