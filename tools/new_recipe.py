@@ -30,7 +30,7 @@ NETWORK, OPTIMISATION = "train_diffusion.networks.unet", "train_diffusion.optimi
 EPOCHS, FEWEST_STEPS = 300, 1000  # after more of them the emoji's validation loss rose
 OFTEN, DROPOUT = 100, 0.1  # times that pictures are seen, beyond which a U-Net takes dropout
 NEEDED = ("prepare_data", "train_diffusion", "sample", "evaluate")  # stages that a recipe to start from must have
-OF_AUTOENCODER = ("vae_prior.json", "reconstruction.json", "reconstructions.png")  # outputs of other stages
+OF_AUTOENCODER = {"vae_prior.json", "reconstruction.json", "reconstructions.png"}  # outputs of other stages
 
 
 def without(dag: dict[str, Any], name: str) -> None:
@@ -45,13 +45,12 @@ def without(dag: dict[str, Any], name: str) -> None:
         raise InputError(f"--without {name}: unknown stage; known are {', '.join(stages)}")
     gone = {path_of(out) for out in stages[name]["outs"]}
     readers = [other for other, entry in stages.items() if gone & set(entry["deps"]) and entry["outs"]]
+    places = {path[path.index("artifacts/") :] for path in gone}  # relative to dvc.yaml, as metrics and plots are
     if name == "train_vae":
-        outs = [path_of(out) for entry in stages.values() for out in entry["outs"]]
-        gone |= {path for path in outs if Path(path).name in OF_AUTOENCODER}
+        places |= OF_AUTOENCODER
     elif readers or name in NEEDED:
         raise InputError(f"--without {name}: {', '.join(readers) or 'the table'} needs it; only train_vae can go")
     del stages[name]
-    places = {path[path.index("artifacts/") :] for path in gone}  # relative to dvc.yaml, as metrics and plots are
     for part in (dag, *stages.values()):
         for key in part.keys() & {"deps", "outs", "metrics", "plots"}:
             part[key] = [item for item in part[key] if not any(path in str(item) for path in places)]
