@@ -8,7 +8,6 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
-from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML, constructor, nodes
 from ruamel.yaml.error import YAMLError
 
@@ -125,7 +124,7 @@ def as_written(value: Any) -> str:
 
 def limits(metadata: Iterable[Any]) -> list[str]:
     """The limits in the metadata of a type."""
-    each = [one for meta in metadata for one in (meta.metadata if isinstance(meta, FieldInfo) else [meta])]
+    each = [one for meta in metadata for one in getattr(meta, "metadata", [meta])]  # a Field has several
     found = [(sign, getattr(one, name, None)) for one in each for name, sign in SIGNS.items()]
     return [f"{sign} {LARGE.get(bound, bound)}" for sign, bound in found if bound is not None]
 
