@@ -15,7 +15,8 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,11 +27,23 @@ from numpy.typing import NDArray
 
 from ldm import InputError, Interrupted, write_atomic
 from ldm.lazy import torch
-from stages.runner import DAG, PARAMS, ROOT, check_writable, device_kind, digest_of, files_of, pick_device, run_command
+from stages.runner import (
+    DAG,
+    PARAMS,
+    ROOT,
+    check_writable,
+    device_kind,
+    digest_of,
+    files_of,
+    pick_device,
+    read_section,
+    run_command,
+    with_settings,
+)
 
 TRAINING, SAMPLING = ["train_diffusion"], ["sample", "decode", "evaluate"]
 OWN = ("train_diffusion.seed", "sample.seed", "evaluate.row")  # parameters
-SHARES = ("agree", "agree_second", "precision", "recall", "coverage", "label_tv")  # measures that 1 bounds; all, that 0
+SHARES = ("agree", "agree_second", "precision", "recall", "coverage", "label_tv")  # measures that are at most 1
 pick_once = cache(pick_device)  # of a GPU that cannot be used, it warns
 
 
@@ -40,24 +53,28 @@ class Repetition(NamedTuple):
     out: Path
     settings: tuple[str, ...]
 
-    def once(self, names: list[str], seed: int, folder: Path, made: dict[str, Path], before: str) -> dict[str, Path]:
+    def once(
+        self, names: list[str], seed: int, folder: Path, artifacts: dict[str, Path], before: str
+    ) -> dict[str, Path]:
         """Run stages, of which the first takes the seed, where the folder has no result of this key yet.
 
-        made: artifacts that they read instead of the tracked ones, kind → path; before: the key of these. Returns what
-        is made so far. Raises: InputError where a stage fails.
+        artifacts: those to read instead of the tracked ones, kind → path; before: the key of these. Returns them with
+        the new ones. Raises: InputError where a stage fails.
         """
         own = [text for text in self.settings if text.split(".")[0] in names]
         record, key = folder / "key.txt", f"{key_of(names)} {' '.join(own)} {before}".strip()
         if not record.exists() or record.read_text("utf-8") != key:
             record.unlink(missing_ok=True)
-            self.run_stages(names, seed, folder, made)
+            started = time.monotonic()
+            self.run_stages(names, seed, folder, artifacts)
+            write_atomic(folder / "seconds.txt", f"{time.monotonic() - started:.0f}".encode())
             write_atomic(record, key.encode())
-        return made | {path.stem: path for path in folder.glob("*.safetensors")}
+        return artifacts | {path.stem: path for path in folder.glob("*.safetensors")}
 
-    def run_stages(self, names: list[str], seed: int, out: Path, made: dict[str, Path]) -> None:
+    def run_stages(self, names: list[str], seed: int, out: Path, artifacts: dict[str, Path]) -> None:
         for name in names:
             inputs, _ = files_of(name, Path())
-            sources = [word for kind in inputs if kind in made for word in ("--in", f"{kind}={made[kind]}")]
+            sources = [word for kind in inputs if kind in artifacts for word in ("--in", f"{kind}={artifacts[kind]}")]
             own = [text.removeprefix(f"{name}.") for text in self.settings if text.startswith(f"{name}.")]
             own += [f"seed={seed}"] if name == names[0] else ["row=diffusion"] if name == "evaluate" else []
             words = [*sources, *(word for text in own for word in ("--set", text)), "--out", str(out)]
@@ -71,19 +88,21 @@ class Repetition(NamedTuple):
                 code = stage.wait()  # until it has kept its state
             if code:
                 raise InputError(f"seed {seed}: {name} failed (exit code {code}); its message is above")
-            made = made | {path.stem: path for path in out.glob("*.safetensors")}
+            artifacts = artifacts | {path.stem: path for path in out.glob("*.safetensors")}
 
-    def sampled(self, seeds: list[int], folder: Path, made: dict[str, Path], before: str) -> Iterator[dict[str, Any]]:
+    def sampled(
+        self, seeds: list[int], folder: Path, artifacts: dict[str, Path], before: str
+    ) -> Iterator[dict[str, Any]]:
         """The measures of a model's samples, by seed."""
         for seed in seeds:
-            self.once(SAMPLING, seed, folder / f"sample-{seed}", made, before)
+            self.once(SAMPLING, seed, folder / f"sample-{seed}", artifacts, before)
             yield json.loads((folder / f"sample-{seed}/measures.json").read_text("utf-8"))["diffusion"]
 
     def trained(self, seed: int, samplings: list[int]) -> list[dict[str, Any]]:
         """The measures of a model trained with this seed, by sampling seed."""
         folder = self.out / f"train-{seed}"
-        made = self.once(TRAINING, seed, folder, {}, "")
-        return list(self.sampled(samplings, folder, made, (folder / "key.txt").read_text("utf-8") + f" {seed}"))
+        artifacts = self.once(TRAINING, seed, folder, {}, "")
+        return list(self.sampled(samplings, folder, artifacts, (folder / "key.txt").read_text("utf-8") + f" {seed}"))
 
 
 def key_of(stages: list[str]) -> str:
@@ -97,7 +116,7 @@ def key_of(stages: list[str]) -> str:
 
 
 def summary(rows: list[list[dict[str, Any]]]) -> dict[str, Any]:
-    """What is said of every measure, of rows by training and sampling: values, mean, deviations, and an interval.
+    """Each measure's values over trainings and samplings, with their mean, their deviations and an interval.
 
     Every training is sampled with the same seeds, so the deviations are those of a two-way table with one value a cell.
     training_std and sampling_std are of one seed, and None of a source with one seed only; real_std is of the finite
@@ -145,6 +164,13 @@ def variances(values: NDArray[np.float64]) -> tuple[float | None, float | None]:
     return float(training), float(noise + both)
 
 
+def section_of(name: str, settings: Sequence[str]) -> dict[str, Any]:
+    """The parameters that a stage runs with, but for those that this command sets itself."""
+    own = [text.removeprefix(f"{name}.") for text in settings if text.startswith(f"{name}.")]
+    values = with_settings(read_section(PARAMS, name), own)
+    return {key: value for key, value in values.items() if f"{name}.{key}" not in OWN}
+
+
 def numbers(context: click.Context, option: click.Parameter, text: str | None) -> list[int]:
     """The seeds of an option. Raises: InputError."""
     try:
@@ -176,6 +202,9 @@ def command(train: list[int], sample: list[int], settings: tuple[str, ...], out:
     repetition = Repetition(out, settings)
     rows = [repetition.trained(seed, sample) for seed in train] or [list(repetition.sampled(sample, out, {}, ""))]
     about = {key: rows[0][0][key] for key in ("data", "n")} | {"train": train, "sample": sample, "set": settings}
+    about |= {"parameters": {name: section_of(name, settings) for name in known}}
+    times = [out / f"train-{seed}/seconds.txt" for seed in train]
+    about |= {"training_seconds": [int(path.read_text("utf-8")) for path in times]} if train else {}
     measures = summary(rows)
     write_atomic(out / "summary.json", json.dumps(about | measures, indent=1).encode())
     print(f"{about['data']}, n = {about['n']}, sampling seeds {sample}, training seeds {train or 'as committed'}")
