@@ -138,8 +138,8 @@ def compute(run: Run[Config]) -> None:
     table: dict[str, Measures] = {}
     for name in track(rows, len(rows), "row", run.name):
         row = draw_row(name, images, generated, vae, n, config.seed)
-        found = measures(run, name, row, spaces, manifold, images.config["class_names"])
-        table[name] = {"data": images.config["data"], "n": n} | found
+        result = measures(run, name, row, spaces, manifold, images.config["class_names"])
+        table[name] = {"data": images.config["data"], "n": n} | result
     chief = {f"{name}.json": {key: row[key] for key in CHIEF if key in row} for name, row in table.items()}
     for file, values in (chief | {"measures.json": table}).items():
         if file in run.outputs:
@@ -158,10 +158,10 @@ def without_twins(images: Artifact, features: Artifact, splits: Iterable[str]) -
     """Both artifacts, by kind, without the images of these splits that are equal to a training image in every pixel."""
     pictures, measured = images.tensors.copy(), features.tensors.copy()
     for split in splits:
-        kept = ~duplicates(images[f"{split}_images"], images["train_images"])
+        distinct = ~duplicates(images[f"{split}_images"], images["train_images"])
         for tensors, names in ((pictures, ("_images", "_labels")), (measured, ("", "_second"))):
-            tensors |= {f"{split}{name}": tensors[f"{split}{name}"][kept] for name in names}
-        if count := len(kept) - int(kept.sum()):
+            tensors |= {f"{split}{name}": tensors[f"{split}{name}"][distinct] for name in names}
+        if count := len(distinct) - int(distinct.sum()):
             print(f"evaluate: {count} {split} images are equal to a training image, and left out")
     return {"images": replace(images, tensors=pictures), "features": replace(features, tensors=measured)}
 
@@ -187,34 +187,36 @@ def measures(
             reasons.setdefault(str(error), []).append(key)
             return otherwise
 
-    def within_classes(reference: metrics.frechet.Reference) -> dict[int, metrics.frechet.Ratio]:
-        own = labelled(of_first, row.labels)
+    def within_classes(reference: metrics.frechet.Reference, labels: Tensor) -> dict[int, metrics.frechet.Ratio]:
+        own = labelled(of_first, labels)
         equal = [class_names[label] for label in reference.classes if is_one_point(own.of_class(label))]
         if equal:
             raise InputError(f"all images of {', '.join(equal)} are equal, so that they have no covariance")
         return reference.within(own, name, resamples, class_names)
 
     nothing = metrics.frechet.Ratio(math.nan)
-    found: Measures = {"fid": None}
+    result: Measures = {"fid": None}
     for reference in list(first.references.values())[:1]:
-        found["fid"] = tried("fid", partial(reference.distance, x), None)
+        result["fid"] = tried("fid", partial(reference.distance, x), None)
     for prefix, space, features in (("fid", first, x), ("second", second, of_second.numpy())):
         for split, reference in space.references.items():
             key = f"{prefix}_{split}"
-            found |= as_measures(key, tried(key, partial(reference.ratio, features, resamples), nothing))
+            result |= as_measures(key, tried(key, partial(reference.ratio, features, resamples), nothing))
     for split, reference in first.references.items():
-        within = {} if row.labels is None else tried(f"within_{split}", partial(within_classes, reference), {})
+        within: dict[int, metrics.frechet.Ratio] = {}
+        if row.labels is not None:
+            within = tried(f"within_{split}", partial(within_classes, reference, row.labels), within)
         ratios = np.array(list(within.values()) or np.full((1, 3), np.nan), dtype=float)  # (classes, 3)
         mean = metrics.frechet.Ratio(ratios[:, 0].mean(), *np.sqrt((ratios[:, 1:] ** 2).sum(0)) / len(ratios))
         worst = max(within, key=within.__getitem__, default=None)
-        found |= as_measures(f"within_{split}", mean)
-        found |= as_measures(f"worst_{split}", nothing if worst is None else within[worst])
-        found[f"worst_{split}_class"] = None if worst is None else class_names[worst]
+        result |= as_measures(f"within_{split}", mean)
+        result |= as_measures(f"worst_{split}", nothing if worst is None else within[worst])
+        result[f"worst_{split}_class"] = None if worst is None else class_names[worst]
     if "test" in first.references:
         copies = partial(first.references["test"].copies, x, resamples)
-        found |= as_measures("copies", tried("copies", copies, nothing))
+        result |= as_measures("copies", tried("copies", copies, nothing))
     for key, answers in (("agree", seen), ("agree_second", second.classes(of_second))):
-        found[key] = None if row.labels is None else float((answers == row.labels).double().mean())
+        result[key] = None if row.labels is None else float((answers == row.labels).double().mean())
     neighbours: Measures = dict.fromkeys(("precision", "recall", "density", "coverage"))
     if real is not None:
         neighbours = metrics.quality.precision_recall(real, metrics.quality.Manifold.fit(x, run.config.neighbours))
@@ -222,7 +224,7 @@ def measures(
     tv = metrics.quality.label_distance(seen.numpy(), first.train.labels, classes)
     for reason, keys in reasons.items():
         warn(run.name, f"{name}: null are {', '.join(keys)}, since {reason}")
-    return found | neighbours | {"label_tv": tv}
+    return result | neighbours | {"label_tv": tv}
 
 
 def is_one_point(features: Features) -> bool:

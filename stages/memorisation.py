@@ -50,13 +50,13 @@ def compute(run: Run[Config]) -> None:
     sets = {"generated": generated, "validation": one_half, "other validation": other_half}
     sets |= planted(train[chosen], inputs.get("vae"), run.device, config.seed)
     search = memorisation.Search(train.to(run.device), config.neighbours)
-    found = {name: search(x) for name, x in track(sets.items(), len(sets), "set", run.name)}
-    usual = found["validation"]
+    nearness = {name: search(x) for name, x in track(sets.items(), len(sets), "set", run.name)}
+    usual = nearness["validation"]
     classes, share = images.config["classes"], config.percentile / 100
     limits = memorisation.thresholds(usual.score, labels[usual.nearest], classes, share)
     known = torch.bincount(labels[usual.nearest], minlength=classes) > 0
     shares = {}
-    for name, (score, nearest) in found.items():
+    for name, (score, nearest) in nearness.items():
         near = labels[nearest]
         shares[name], left_out = share_of_copies(score, limits[near], known[near])
         if left_out:
@@ -66,10 +66,10 @@ def compute(run: Run[Config]) -> None:
     values |= {"copies": shares["generated"], "false_alarms": shares["other validation"]}
     values |= {f"found_{name}": shares.get(name) for name in PLANTED}
     run.write_json("memorisation.json", values | {"twins_left_out": int(twins.sum())})
-    lowest = found["generated"].score.argsort()[: config.pairs]
-    pairs = torch.cat([generated[lowest], train[found["generated"].nearest[lowest]]])
+    lowest = nearness["generated"].score.argsort()[: config.pairs]
+    pairs = torch.cat([generated[lowest], train[nearness["generated"].nearest[lowest]]])
     run.write("closest_pairs.png", png(tile(pairs, len(lowest))))
-    run.write("scores.png", figure({name: found[name].score.numpy() for name in found}))
+    run.write("scores.png", figure({name: nearness[name].score.numpy() for name in nearness}))
 
 
 def share_of_copies(score: Tensor, limits: Tensor, known: Tensor) -> tuple[float | None, int]:

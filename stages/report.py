@@ -37,7 +37,7 @@ class Config(Section):
 def compute(run: Run[Config]) -> None:
     recipe, dag, params = run.recipe, read_yaml(run.recipe / DAG), read_yaml(run.params)
     plots = sorted(dag.get("plots", []), key=lambda entry: not isinstance(entry, str))  # pictures first, then curves
-    table, found = (read_json(run.inputs[name]) if name in run.inputs else {} for name in ("measures", "memorisation"))
+    table, copies = (read_json(run.inputs[name]) if name in run.inputs else {} for name in ("measures", "memorisation"))
     if "measures" not in run.inputs:
         rows = {name_of(path): read_json(recipe / path) for path in map(path_of, dag.get("metrics", []))}
         table = {name: row for name, row in rows.items() if row and isinstance(row, dict)}
@@ -50,7 +50,7 @@ def compute(run: Run[Config]) -> None:
         rows=[name.replace("_", " ") + (f" ({row['n']:,})" if "n" in row else "") for name, row in table.items()],
         measures=measures(table, dag),
         pictures=[picture for entry in plots for picture in pictures_of(recipe, entry)],
-        memorisation=[(name, meaning, cell(found[name])) for name, meaning in MEMORISATION.items() if name in found],
+        memorisation=[(name, meaning, cell(copies[name])) for name, meaning in MEMORISATION.items() if name in copies],
         settings={name: settings(name, params[name]) for name in known},
         runs=[run_of(recipe, name) for name in dag["stages"] if name != run.name],
         commit=commit(),
@@ -83,7 +83,7 @@ def cell_of(row: dict[str, Any], key: str) -> str:
 
 
 def cell(value: Any) -> str:
-    """A figure to three digits, a large one whole; a name as it is; – for none."""
+    """The text of a value: a float with three significant digits, from 1,000 on without decimals; – for None."""
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
     return "–" if value is None else str(value)
@@ -102,9 +102,9 @@ def pictures_of(recipe: Path, entry: Any) -> Iterator[Picture]:
         chart = chart or {}
         x, y, path = chart.get("x", "step"), chart.get("y"), recipe / title
         for file, names in y.items() if isinstance(y, dict) else ():
-            wanted = [names] if isinstance(names, str) else names
+            columns = [names] if isinstance(names, str) else names
             if file.endswith(".json"):
-                yield from curves(title + which(file), read_json(recipe / file), x, wanted)
+                yield from curves(title + which(file), read_json(recipe / file), x, columns)
         if isinstance(y, str) and chart.get("template") == "confusion" and path.exists():
             yield confusion(chart.get("title", title), path, x, y)
 

@@ -35,8 +35,8 @@ def command(vaes: tuple[str, ...], recipe: Path, device: str, out: Path) -> None
     check_writable(out.parent)
     limit_threads()
     device, inputs = pick_device(device), files_of("train_vae", recipe)[0]
-    images, features, found = (artifacts.load(inputs[kind], kind) for kind in ("images", "features", "classifier"))
-    classifier, originals = networks.classifier.Classifier.from_artifact(found, device), images["validation_images"]
+    images, features, artifact = (artifacts.load(inputs[kind], kind) for kind in ("images", "features", "classifier"))
+    classifier, originals = networks.classifier.Classifier.from_artifact(artifact, device), images["validation_images"]
     train, validation = (labelled(features[split], images[f"{split}_labels"]) for split in ("train", "validation"))
     reference = metrics.frechet.Reference(train, validation, "validation images")
 

@@ -23,12 +23,12 @@ from stages.runner import DAG, PARAMS, ROOT, path_of, read_section, read_yaml, r
 from stages.runner.progress import track
 from tools.check import check_parameters
 
-SHAPES = dict.fromkeys(("cifar10", "cifar100", "svhn"), (3, 32, 32))  # (C, H, W); of the others that of MNIST
+SHAPES = dict.fromkeys(("cifar10", "cifar100", "svhn"), (3, 32, 32))  # (C, H, W) of the sets that differ from MNIST
 MNIST = (1, 28, 28)
 COLOUR = {"train_vae.likelihood": "gaussian", "train_vae.kl_weight": 0.2, "train_vae.scaled": 0.0}
 NETWORK, OPTIMISATION = "train_diffusion.networks.unet", "train_diffusion.optimisation."
 EPOCHS, FEWEST_STEPS = 300, 1000  # after more of them the emoji's validation loss rose
-OFTEN, DROPOUT = 100, 0.1  # times that pictures are seen, beyond which a U-Net takes dropout
+OFTEN, DROPOUT = 100, 0.1  # a U-Net whose training sees each picture more often than that takes dropout
 NEEDED = ("prepare_data", "train_diffusion", "sample", "evaluate")  # stages that a recipe to start from must have
 OF_AUTOENCODER = {"vae_prior.json", "reconstruction.json", "reconstructions.png"}  # outputs of other stages
 
@@ -116,41 +116,41 @@ def fitting_settings(values: dict[str, Any], settings: Sequence[str], own_sizes:
         raise InputError("--set prepare_data.dataset=folder: which one? Add --set prepare_data.root=FOLDER")
     shape = SHAPES.get(config.dataset, MNIST)
     # the look at each sample has been tried with ten digits alone, and takes three evaluations for each class
-    found: dict[str, object] = {} if own_sizes or config.dataset == before else {"sample.redraw": False}
+    chosen: dict[str, object] = {} if own_sizes or config.dataset == before else {"sample.redraw": False}
     if config.dataset == "folder":
         shape, count = of_folder(config)
         n = min(max(round(config.shares[2] * count), 200), 10_000)  # the grid shows 200
-        found |= {f"{stage}.n": n for stage in ("sample", "evaluate", "memorisation") if stage in values}
+        chosen |= {f"{stage}.n": n for stage in ("sample", "evaluate", "memorisation") if stage in values}
     if shape != MNIST and not own_sizes:
         channels, height, width = shape
         if "train_vae" in values:
             patch = networks.autoencoder.fitting_patch(shape)
             channels = networks.autoencoder.fitting_latent_channels(shape, patch)
             height, width = -(-height // patch), -(-width // patch)
-            found |= COLOUR if shape[0] == 3 else {"train_vae.scaled": 0.0} if height < 3 else {}
-        found[f"{NETWORK}.width"] = 64 if channels * height * width <= 512 else 96
-        found[OPTIMISATION + "batch_size"] = 256 if height * width <= 100 else 64
-    fitted = with_settings(dict(values), [*as_settings(found), *settings])
+            chosen |= COLOUR if shape[0] == 3 else {"train_vae.scaled": 0.0} if height < 3 else {}
+        chosen[f"{NETWORK}.width"] = 64 if channels * height * width <= 512 else 96
+        chosen[OPTIMISATION + "batch_size"] = 256 if height * width <= 100 else 64
+    fitted = with_settings(dict(values), [*as_settings(chosen), *settings])
     training = train_diffusion.Config.parse(fitted["train_diffusion"], "train_diffusion")
     patch = training.networks.get("unet", {}).get("patch", 1)
     if "train_vae" not in values and any(side % patch for side in shape[1:]):
-        found[f"{NETWORK}.patch"] = math.gcd(patch, *shape[1:])
+        chosen[f"{NETWORK}.patch"] = math.gcd(patch, *shape[1:])
     if not own_sizes and config.dataset == "folder":
         own = training.optimisation
         steps = max(round(config.shares[0] * count * EPOCHS / own.batch_size / 100) * 100, FEWEST_STEPS)
-        found[OPTIMISATION + "steps"] = min(steps, own.steps)
+        chosen[OPTIMISATION + "steps"] = min(steps, own.steps)
         if own.steps * own.batch_size > OFTEN * config.shares[0] * count and training.network == "unet":
-            found[f"{NETWORK}.dropout"] = DROPOUT
-    return as_settings(found)
+            chosen[f"{NETWORK}.dropout"] = DROPOUT
+    return as_settings(chosen)
 
 
 def as_settings(values: Mapping[str, object]) -> list[str]:
-    """KEY=VALUE of each."""
+    """Parameters as texts KEY=VALUE, which --set takes."""
     return [f"{key}={value}" for key, value in values.items()]
 
 
 def as_path(path: Path) -> str:
-    """As dvc.yaml has it, in which ${ begins the name of a parameter."""
+    """The text of a path in dvc.yaml, where a backslash keeps ${ from beginning the name of a parameter."""
     return str(path).replace("${", "\\${")
 
 

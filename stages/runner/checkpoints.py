@@ -31,7 +31,7 @@ def facts_of(run: Run[Any]) -> dict[str, Any]:
     """All that the result of a run depends on, for the key of its checkpoints."""
     main = Path(getattr(sys.modules["__main__"], "__file__", None) or __file__).resolve()
     folders = {ROOT / "ldm", ROOT / "stages"} | ({main.parent} if ROOT / "recipes" in main.parents else set())
-    files = sorted(path for folder in folders for path in folder.rglob("*.py"))
+    files = sorted(path for folder in folders for path in folder.rglob("*.py*") if path.suffix in (".py", ".pyi"))
     return {
         "parameters": run.config.resolved() | ({"until": run.until} if run.until else {}),
         "inputs": {kind: digest_of(path) for kind, path in run.inputs.items() if path.exists()},
@@ -113,13 +113,13 @@ class Checkpoints:
         """file: the facts of another run."""
         states, remedy = list(file.parent.glob("*.safetensors")), "python -m tools.check --clean removes them"
         if time.time() - max(path.stat().st_mtime for path in [file, *states]) > WEEK:
-            self._say(f"the states in {file.parent} are older than a week, and removed")
+            self._say(f"the checkpoints in {file.parent} are older than a week, and removed")
             shutil.rmtree(file.parent, ignore_errors=True)
         elif states:
             there = json.loads(file.read_text("utf-8"))
             about = f"{file.parent} ({first_difference(self.facts, there).removeprefix('parameters.')})"
             if not (file.parent / "finished").exists():
-                self._say(f"an unfinished run has left states in {about}; {remedy}")
+                self._say(f"an unfinished run has left checkpoints in {about}; {remedy}")
             elif is_longer(self.facts, there):
                 why = "whose learning rate has fallen to its end: this one starts anew"
                 self._say(f"it cannot go on from the finished run in {about}, {why}")
@@ -141,7 +141,7 @@ class Checkpoints:
             for old in self._paths()[:-STATES]:
                 old.unlink(missing_ok=True)
         except OSError as error:
-            warn(self.run.name, f"no state could be kept in {self.folder} ({error.strerror}); free space there")
+            warn(self.run.name, f"no checkpoint could be written to {self.folder} ({error.strerror}); free space there")
         self._saved = time.monotonic()
 
     def latest(self) -> dict[str, Tensor] | None:
@@ -161,7 +161,11 @@ class Checkpoints:
     def interrupted(self, number: int) -> Interrupted:
         """The exception to raise after the signal of this number."""
         paths = self._paths()
-        how = f"run the same command again, or dvc repro, to resume from {paths[-1]}" if paths else "no state was kept"
+        how = (
+            f"run the same command again, or dvc repro, to resume from {paths[-1]}"
+            if paths
+            else "no checkpoint was written"
+        )
         return Interrupted(f"interrupted; {how}", 128 + number)
 
     def finished(self) -> None:

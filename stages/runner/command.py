@@ -53,8 +53,8 @@ def stage(
             values = read_yaml(path).get(section, {}) if path.exists() else {}
             formatter.write_paragraph()
             with formatter.section(f"Parameters (section {section} of {path})"):
-                found = parameters_of(config, values)
-                rows = [(f"{x.name} = {as_written(x.value)}", f"{x.form}: {x.meaning}") for x in found]
+                parameters = parameters_of(config, values)
+                rows = [(f"{x.name} = {as_written(x.value)}", f"{x.form}: {x.meaning}") for x in parameters]
                 formatter.write_dl(rows or [("none", "this stage has no parameters")])
 
     @click.command(help=doc, cls=Command, context_settings={"show_default": True, "auto_envvar_prefix": "LDM"})
@@ -70,12 +70,12 @@ def stage(
     @_env("--no-resume", is_flag=True, help="Start anew, whatever checkpoints an earlier run has left.")
     @_env("--deterministic", is_flag=True, help="Use only operations that always give the same bits.")
     @_env("--processes", type=click.IntRange(min=1), default=1, help="Processes that torchrun starts.")
-    def command(settings: tuple[str, ...], sources: tuple[str, ...], out: Path | None, **given: Any) -> None:
+    def command(settings: tuple[str, ...], sources: tuple[str, ...], out: Path | None, **options: Any) -> None:
         started = time.monotonic()
-        params, section, recipe = given["params"], given["section"], given["recipe"]
+        params, section, recipe = options["params"], options["section"], options["recipe"]
         if out is None and (settings or sources or params or section != name):
             raise InputError("--set, --in, --section and --params need --out FOLDER, so that no result is overwritten")
-        until = seconds_of(given["until"], config, out)
+        until = seconds_of(options["until"], config, out)
         params = params or recipe / PARAMS
         values = with_settings(read_section(params, section), settings)
         inputs, outputs = files_of(name, recipe, sources, out)
@@ -83,26 +83,26 @@ def stage(
             tracked = {path.resolve() for path in files_of(name, recipe)[1].values()}
             if tracked & {path.resolve() for path in outputs.values()}:
                 raise InputError(f"--out {out} is where the tracked results lie; name another folder")
-        device = pick_device(given["device"])
+        device = pick_device(options["device"])
         if ":" in device:
             torch.cuda.set_device(device)  # streams, graphs and what is asked of "cuda" are of the current device
         parsed = settle(config.parse(values, section), device)
-        this = Run(name, parsed, inputs, outputs, device, given["save_every"], not given["no_resume"])
+        this = Run(name, parsed, inputs, outputs, device, options["save_every"], not options["no_resume"])
         this = replace(this, recipe=recipe, params=params, out=out, until=until)
         for folder in sorted({path.parent for path in outputs.values()}):
             check_writable(folder)
         asked = click.get_current_context().get_parameter_source("processes") is click.core.ParameterSource.COMMANDLINE
-        if not parallel and (processes.COUNT > 1 or (asked and given["processes"] > 1)):
+        if not parallel and (processes.COUNT > 1 or (asked and options["processes"] > 1)):
             raise InputError("this stage runs in one process; start it without torchrun, and without --processes")
         if processes.COUNT > 1:
             this = replace(this, device=processes.join(this.device))
-        elif parallel and given["processes"] > 1:
-            processes.launch(this, given["processes"])
+        elif parallel and options["processes"] > 1:
+            processes.launch(this, options["processes"])
         processes.limit_threads()
         if not processes.RANK:
             announce(this)
         keep_freed_memory()
-        if given["deterministic"]:
+        if options["deterministic"]:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
             torch.use_deterministic_algorithms(True)
         with ieee_fp32():
@@ -169,10 +169,10 @@ def pick_device(text: str) -> str:
         if not count and shutil.which("nvidia-smi") and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
             warn("device", f"torch {torch.__version__} cannot use this machine's NVIDIA GPU{why}; the CPU is used")
         return "cuda" if count else "cpu"
-    found = re.fullmatch(r"cuda(?::(0|[1-9]\d{0,3}))?", text)
-    if not found:
+    match = re.fullmatch(r"cuda(?::(0|[1-9]\d{0,3}))?", text)
+    if not match:
         raise InputError(f"--device {text}: choose auto, cpu, cuda or cuda:i")
-    if int(found[1] or 0) >= count:
+    if int(match[1] or 0) >= count:
         usable = f"cuda:0 to cuda:{count - 1}" if count else "cpu"
         raise InputError(f"--device {text}: this machine has {count} usable GPUs{why}; choose {usable} or auto")
     return text
@@ -182,14 +182,14 @@ def seconds_of(text: str | None, config: type[Section], out: Path | None) -> flo
     """The seconds that --until gives a training. Raises: InputError for another text, or where it cannot be."""
     if text is None:
         return None
-    found = re.fullmatch(r"(\d{1,9}(?:\.\d{0,9})?)(s|m|h)", text)
-    if not found or not float(found[1]):
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{0,9})?)(s|m|h)", text)
+    if not match or not float(match[1]):
         raise InputError(f"--until {text}: write a time such as 90s, 10m or 1.5h")
     if "optimisation" not in config.model_fields:
         raise InputError(f"--until {text} ends a training, and this stage trains nothing")
     if out is None or "DVC_STAGE" in os.environ:
         raise InputError(f"--until {text} is for runs by hand: a result that time decides needs --out, and no DVC")
-    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def settle(config: C, device: str) -> C:

@@ -105,7 +105,7 @@ def parameters_of(config: type[Section], values: Any, prefix: str = "") -> Itera
     for key, field in config.model_fields.items():
         annotation: Any = field.annotation
         if key in tables:
-            table = found if isinstance(found := values.get(key), dict) else {}
+            table = section if isinstance(section := values.get(key), dict) else {}
             for name in sorted(tables[key].functions):
                 yield from parameters_of(tables[key].options(name), table.get(name), f"{prefix}{key}.{name}.")
         elif isinstance(annotation, type) and issubclass(annotation, Section):
@@ -125,8 +125,8 @@ def as_written(value: Any) -> str:
 def limits(metadata: Iterable[Any]) -> list[str]:
     """The limits in the metadata of a type."""
     each = [one for meta in metadata for one in getattr(meta, "metadata", [meta])]  # a Field has several
-    found = [(sign, getattr(one, name, None)) for one in each for name, sign in SIGNS.items()]
-    return [f"{sign} {LARGE.get(bound, bound)}" for sign, bound in found if bound is not None]
+    bounds = [(sign, getattr(one, name, None)) for one in each for name, sign in SIGNS.items()]
+    return [f"{sign} {LARGE.get(bound, bound)}" for sign, bound in bounds if bound is not None]
 
 
 def type_name(annotation: Any) -> str:

@@ -33,7 +33,7 @@ def test_passes_are_counted(project, tmp_path, sampler, evaluations, steps):
     assert (row["sampler"], row["steps"]) == (sampler, steps)
     assert evaluations - 3 <= row["evaluations"] <= evaluations
     assert row["fid_val"] > 1
-    assert row["seconds_per_10k"] > 0
+    assert 0 < row["seconds_per_10k"] < 10_000
     assert (row["data"], row["n"]) == ("mnist-5k-limit-300", 200)
 
 

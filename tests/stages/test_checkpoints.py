@@ -59,7 +59,13 @@ def key_of(run: Run[Any]) -> str:
     return str(checkpoints.facts_of(run))
 
 
-ROOMS = ["ldm/config.py", "ldm/data/toys.py", "ldm/diffusion/loss.py", "ldm/metrics/frechet.py"]
+ROOMS = [
+    "ldm/networks/__init__.pyi",
+    "ldm/config.py",
+    "ldm/data/toys.py",
+    "ldm/diffusion/loss.py",
+    "ldm/metrics/frechet.py",
+]
 ROOMS += ["ldm/networks/unet.py", "ldm/sampling/samplers.py", "ldm/training/loop.py", "stages/train_vae.py"]
 ROOMS += ["stages/runner/fit.py", "stages/runner/figures.py", "recipes/toys/toy.py", "recipes/toys/figures.py"]
 
@@ -128,7 +134,7 @@ def test_a_trial_does_not_remove_the_states_of_an_unfinished_run(here, capsys):
     trial = checkpoints.Checkpoints(run_of(Config(inner=Inner(steps=2, width=9))))
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert f"stage: an unfinished run has left states in {unfinished.folder} " in said
+    assert f"stage: an unfinished run has left checkpoints in {unfinished.folder} " in said
     assert "(inner.steps is 60 there and 2 here)" in said  # the first of two that differ
     assert trial.latest() is None
     trial.save(2, STATE)
@@ -221,7 +227,7 @@ def test_a_run_killed_before_an_edit_starts_anew(project, tmp_path):
     assert not (tmp_path / "out/vae.safetensors").exists()
     trial = run_in(folder, *command, "--set", "optimisation.steps=2")
     assert trial.returncode == 0, trial.stderr
-    assert f"an unfinished run has left states in {states[0].parent.relative_to(folder)}" in trial.stderr
+    assert f"an unfinished run has left checkpoints in {states[0].parent.relative_to(folder)}" in trial.stderr
     assert "(optimisation.steps is 60 there and 2 here)" in trial.stderr
     loss = folder / "ldm/networks/autoencoder.py"
     text = loss.read_text("utf-8")

@@ -98,6 +98,7 @@ def ran(project, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in ORDER if STAGES[name]["outs"]])
 def test_what_a_stage_loads_is_below_its_deps(ran, name):
+    """Of each stage with outputs; the report, which DVC always makes anew, is none."""
     deps = code_of(STAGES[name], read_yaml(ROOT / "params.yaml"))
     loaded = ran(name).loaded
     assert Path(f"stages/{name}.py") in loaded

@@ -98,7 +98,6 @@ def test_two_processes_train_as_one(trained, stage):
     torch.testing.assert_close(two.tensors, one.tensors, rtol=1e-3, atol=1e-4)
     losses = [[row["loss"] for row in json.loads((trained[stage][n] / "history.json").read_text())] for n in (1, 2)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    assert losses[0] != losses[1]  # the rounding of two halves: there were two processes
 
 
 def test_two_processes_draw_the_same_samples(copy, tmp_path):
@@ -141,7 +140,7 @@ def test_kills_of_two_processes_change_nothing(copy, trained, tmp_path):
         if number == signal.SIGTERM:
             assert "train_vae: interrupted; run the same command again, or dvc repro, to resume from" in error
             assert str(states(copy)[-1].relative_to(copy)) in error
-            assert "no state could be kept" not in error
+            assert "no checkpoint could be written" not in error
     process = start(copy, out)
     _, error = process.communicate(timeout=120)
     assert process.returncode == 0, error

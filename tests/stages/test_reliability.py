@@ -213,7 +213,7 @@ class TestOneStage:
         code, said = stopped.run("--set", "kl_weight=0.03")
         assert code == 0, said
         assert "resuming" not in said
-        assert "an unfinished run has left states in" in said
+        assert "an unfinished run has left checkpoints in" in said
         assert "kl_weight is 0.02 there and 0.03 here" in said
         assert list(folder.glob("*.safetensors"))  # of an unfinished run: they stay
 
@@ -265,7 +265,7 @@ class TestOneStage:
     def test_a_full_disk_costs_no_more_than_the_state(self, work):
         code, said = work.run(die="disk full")
         assert code == 0, said
-        assert "no state could be kept" in said
+        assert "no checkpoint could be written" in said
         assert os.strerror(errno.ENOSPC) in said
         assert not list(work.folder.glob("checkpoints/**/*.tmp"))
         starved = work.outputs()
