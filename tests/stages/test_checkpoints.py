@@ -163,7 +163,7 @@ def test_states_older_than_a_week_are_removed(here, capsys):
     capsys.readouterr()
     checkpoints.Checkpoints(run_of(Config()))
     assert [folder.exists() for folder in folders] == [True, False]
-    assert f"the states in {folders[1]} are older than a week, and removed" in capsys.readouterr().err
+    assert f"the checkpoints in {folders[1]} are older than a week, and removed" in capsys.readouterr().err
 
 
 def test_a_run_goes_on_from_its_own_state_however_old(here):
