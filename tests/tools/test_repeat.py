@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT, change, run_in
 
 from ldm import Interrupted
+from stages.runner import read_yaml
 from tools.repeat import Repetition, summary, variances
 
 COMMAND = [sys.executable, "-m", "tools.repeat"]
@@ -82,6 +83,11 @@ def test_repeating_the_sampling_over_seeds(project, tmp_path):
     assert not [key for row in rows for key in row if "test" in key or key == "copies"]  # a choice sees no test image
     found = json.loads((tmp_path / "summary.json").read_text())
     assert (found["train"], found["sample"], found["n"]) == ([], [1, 2], 300)
+    values = read_yaml(copy / "params.yaml")
+    evaluate = {key: value for key, value in values["evaluate"].items() if key != "row"} | {"final": False}
+    sample = {key: value for key, value in values["sample"].items() if key != "seed"}
+    assert found["parameters"] == {"sample": sample, "decode": values["decode"], "evaluate": evaluate}
+    assert "training_seconds" not in found
     assert found["fid"]["values"] == [[row["fid"] for row in rows]]
     assert found["fid"]["mean"] == pytest.approx((rows[0]["fid"] + rows[1]["fid"]) / 2)
     assert found["fid"]["sampling_std"] == pytest.approx(abs(rows[0]["fid"] - rows[1]["fid"]) / np.sqrt(2))
@@ -121,6 +127,9 @@ def test_repeating_the_training(project, tmp_path):
     rows = [json.loads((tmp_path / f"train-{seed}/sample-5/measures.json").read_text()) for seed in (1, 2)]
     assert found["fid"]["values"] == [[row["diffusion"]["fid"]] for row in rows]
     assert len(json.loads((tmp_path / "train-1/history.json").read_text())) == 2  # of 20 steps
+    assert found["parameters"]["train_diffusion"]["optimisation"]["steps"] == 20
+    assert all(1 <= seconds < 600 for seconds in found["training_seconds"])
+    assert len(found["training_seconds"]) == 2
 
 
 @pytest.mark.slow
