@@ -160,12 +160,9 @@ class Checkpoints:
 
     def interrupted(self, number: int) -> Interrupted:
         """The exception to raise after the signal of this number."""
-        paths = self._paths()
-        how = (
-            f"run the same command again, or dvc repro, to resume from {paths[-1]}"
-            if paths
-            else "no checkpoint was written"
-        )
+        how = "no checkpoint was written"
+        for path in self._paths()[-1:]:
+            how = f"run the same command again, or dvc repro, to resume from {path}"
         return Interrupted(f"interrupted; {how}", 128 + number)
 
     def finished(self) -> None:
