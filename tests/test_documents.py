@@ -88,14 +88,14 @@ def name_in(cell: str) -> str:
 
 
 def find(value: Any, key: str) -> Any:
-    """What stands under a key in nested mappings and lists of records; None where there is no such thing."""
+    """What stands under a key in nested mappings and lists of records, or alone in a list; None where nothing does."""
     for part in key.split("."):
         if isinstance(value, list):
             words = Counter(part.split(","))
             value = next((r for r in value if Counter(x for x in r.values() if isinstance(x, str)) == words), None)
         else:
             value = value.get(part) if isinstance(value, dict) else None
-    return value
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def numbers_of(path: str, key: str) -> list[Any]:
