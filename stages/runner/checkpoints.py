@@ -160,9 +160,8 @@ class Checkpoints:
 
     def interrupted(self, number: int) -> Interrupted:
         """The exception to raise after the signal of this number."""
-        how = "no checkpoint was written"
-        for path in self._paths()[-1:]:
-            how = f"run the same command again, or dvc repro, to resume from {path}"
+        paths, remedy = self._paths(), "run the same command again, or dvc repro, to resume from"
+        how = f"{remedy} {paths[-1]}" if paths else "no checkpoint was written"
         return Interrupted(f"interrupted; {how}", 128 + number)
 
     def finished(self) -> None:
