@@ -136,13 +136,14 @@ def load(path: Path, kind: str) -> Artifact:
         tensors = {name: tensor.clone() for name, tensor in safetensors_torch.load_file(path).items()}
         mappings = isinstance(meta["config"], dict) and isinstance(meta["lineage"], dict)
         intact = mappings and unsigned.hexdigest() == digest
-        schema, found = meta["schema"], meta["kind"]
+        schema, own_kind = meta["schema"], meta["kind"]
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         intact = False
     if not intact:
         raise InputError(f"{path} is truncated, corrupt or not an artifact of this project; {_remedy(kind)}")
-    if (schema, found) != (SCHEMA, kind):
-        raise InputError(f"{path} holds {found!r} in schema {schema}, not {kind!r} in schema {SCHEMA}; {_remedy(kind)}")
+    if (schema, own_kind) != (SCHEMA, kind):
+        expected = f"{kind!r} in schema {SCHEMA}"
+        raise InputError(f"{path} holds {own_kind!r} in schema {schema}, not {expected}; {_remedy(kind)}")
     artifact = Artifact(path, kind, tensors, meta["config"], meta["lineage"], whole.hexdigest())
     if kind in TENSORS:
         _check_form(artifact)

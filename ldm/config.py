@@ -20,7 +20,7 @@ from ldm.errors import InputError
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-MOST = 10**9  # that may be asked for of anything counted
+MOST = 10**9  # the largest count that may be asked for
 Count = Annotated[int, Field(ge=1, le=MOST)]
 Natural = Annotated[int, Field(ge=0, le=MOST)]
 Several = Annotated[int, Field(ge=2, le=MOST)]

@@ -9,7 +9,7 @@ from PIL import Image
 from ldm.errors import InputError
 from ldm.lazy import Tensor, torch, torchvision
 
-LARGEST = 512  # pixels a side, beyond which no network here can learn
+LARGEST_SIDE = 512  # pixels a side, beyond which no network here can learn
 MOST_OF_GIF = 65_535  # pixels a side, and hundredths of a second of a frame
 
 
@@ -46,12 +46,12 @@ def png(canvas: NDArray[np.uint8], scale: int = 2) -> bytes:
 
 
 def gif(frames: list[NDArray[np.uint8]], milliseconds: int, hold: int, scale: int = 2) -> bytes:
-    """An endless GIF animation: each frame stays for so many milliseconds, and the last one for `hold` milliseconds.
+    """An endless GIF animation: each frame is shown for so many milliseconds, and the last one for `hold`.
 
-    Frames in colour share one palette: white, and the 255 colours that stand for all of them best. Raises: InputError
-    for frames larger than the format allows.
+    Frames in colour share a palette of white and the 255 best colours. Raises: InputError for frames that are too large
+    for the format, or last too long.
     """
-    lasts = milliseconds * (len(frames) - 1) + hold  # which may be of one frame, where all are equal
+    lasts = milliseconds * (len(frames) - 1) + hold  # Pillow makes one frame of equal ones, which lasts as long as all
     if lasts > 10 * MOST_OF_GIF:
         raise InputError(f"an animation of {lasts / 1000:.0f} s is longer than a GIF's frame can be; show fewer states")
     if max(frames[0].shape[:2]) * scale > MOST_OF_GIF:
@@ -61,7 +61,10 @@ def gif(frames: list[NDArray[np.uint8]], milliseconds: int, hold: int, scale: in
 
 
 def _in_colours_of(palette: Image.Image, image: Image.Image) -> Image.Image:
-    """The image in a palette whose last colour is white, which Pillow, by the upper bits, takes for others near it."""
+    """The image in a palette whose last colour is white.
+
+    Pillow compares the upper bits of colours alone, and would give white pixels another colour near white.
+    """
     indices = np.array(image.quantize(palette=palette, dither=Image.Dither.NONE))
     indices[(np.asarray(image) == 255).all(2)] = 255
     result = Image.fromarray(indices, "P")

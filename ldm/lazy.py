@@ -11,8 +11,8 @@ from typing import Any
 class LazyModule:
     """A module that is imported at the first look-up of an attribute.
 
-    It stays out of sys.modules, where Python's own lazy modules (`importlib.util.LazyLoader`) lie: the import of torch
-    looks at every module there, and so would load these in the midst of it.
+    Python's own lazy modules (`importlib.util.LazyLoader`) would not do: they stand in sys.modules, all of which torch
+    looks at while it is imported, and a look is enough to load them.
     """
 
     def __init__(self, name: str) -> None:

@@ -20,7 +20,7 @@ from ldm.precision import has_bf16, ieee_fp32
 from ldm.sampling import Guided, Samples, classes_of, sample_batches, samplers, spacings, split_range
 
 NETWORKS = ("denoiser", "guide", "vae")
-LARGEST = 2**63 - 1  # seed, or index of a sample
+LARGEST_INDEX = 2**63 - 1  # seed, or index of a sample
 MOMENTS = ("channel_mean", "channel_std")  # of the latents, by which they are standardised
 Label = str | int | None
 Choice = str | Mapping[str, Mapping[str, Any]] | None
@@ -94,8 +94,9 @@ class Model:
         return decoded.unflatten(0, states.shape[:2]).clone()
 
     def save(self, path: str | Path) -> None:
-        """Write the model as one file, which `load` takes: its networks, mean and deviation of each latent channel, and
-        how it was made. Raises: InputError for a folder, a file in no folder, or what is no path.
+        """Write one file that `load` takes: the networks, the latents' mean and deviation, and how all were made.
+
+        Raises: InputError for a folder, a file in no folder, or what is no path.
         """
         tensors = {f"latents.{name}": self.parts["latents"][name] for name in MOMENTS}
         for kind in filter(self.parts.__contains__, NETWORKS):
@@ -114,7 +115,7 @@ class Model:
 
     def _classes(self, n: int, first: int, label: Any) -> dict[int, int] | None:
         """The index of each sample's class by its number, or None for quotas."""
-        n, first = _whole("n", n, 1), _whole("first", first, 0, LARGEST)
+        n, first = _whole("n", n, 1), _whole("first", first, 0, LARGEST_INDEX)
         label = self.sampling.get("label") if label is None else label
         label = label.tolist() if isinstance(label, Tensor | np.ndarray) else label
         if isinstance(label, str) or not isinstance(label, Sequence):
@@ -130,12 +131,12 @@ class Model:
     def _batches(
         self, n: int, seed: int, first: int, label: Any, steps: Any, sampler: Choice, spacing: Choice, shown: int = 0
     ) -> Iterator[Samples]:
-        """shown: of that many samples, all in one batch, the states are kept."""
+        """The samples, batch by batch. shown: above 0, all are one batch, and the states of so many are kept."""
         steps = self.sampling["steps"] if steps is None else steps
         _whole("steps", steps, 1)
         sigmas = self._build(spacings, "spacing", spacing)(self.denoiser.schedule, steps)
         own, size = self._classes(n, first, label), shown or self.sampling["batch_size"]
-        batches, seed = split_range(int(first), int(n), int(size)), _whole("seed", seed, 0, LARGEST)
+        batches, seed = split_range(int(first), int(n), int(size)), _whole("seed", seed, 0, LARGEST_INDEX)
         move = self._build(samplers, "sampler", sampler)
         own_precision = has_bf16(self.denoiser.main.device.type) and self.sampling.get("precision")
         how: dict[str, Any] = {"seed": seed, "label": own, "precision": own_precision or "fp32", "shown": shown}

@@ -23,9 +23,9 @@ def settled(precision: Precision, device_type: str) -> Precision:
 
 @contextmanager
 def ieee_fp32() -> Iterator[None]:
-    """Within it fp32 on a GPU is that of IEEE 754, without TF32; a stage computes so from its start to its end.
+    """A context in which fp32 on a GPU is that of IEEE 754, without TF32; a stage computes in it from start to end.
 
-    Then products and convolutions have the precision that they had, also where they took it from a setting for all.
+    When it ends, products and convolutions get back the setting that they had before.
     """
     backends: Any = torch.backends
     operations = [backends.cudnn.conv, backends.cuda.matmul]

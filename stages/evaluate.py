@@ -195,9 +195,8 @@ def measures(
         return reference.within(own, name, resamples, class_names)
 
     nothing = metrics.frechet.Ratio(math.nan)
-    result: Measures = {"fid": None}
-    for reference in list(first.references.values())[:1]:
-        result["fid"] = tried("fid", partial(reference.distance, x), None)
+    any_reference = next(iter(first.references.values()), None)
+    result: Measures = {"fid": tried("fid", partial(any_reference.distance, x), None) if any_reference else None}
     for prefix, space, features in (("fid", first, x), ("second", second, of_second.numpy())):
         for split, reference in space.references.items():
             key = f"{prefix}_{split}"

@@ -19,12 +19,12 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from ldm import Count, Fraction, InputError, Natural, Section, Seed, artifacts, data, duplicates, groups_of_equals
 from ldm.config import Name, shown
-from ldm.images import LARGEST
+from ldm.images import LARGEST_SIDE
 from ldm.lazy import Generator, Tensor, torch
 from ldm.networks import FEATURES
 from stages.runner import Run, stage, track, warn
 
-Side = Annotated[int, Field(ge=1, le=LARGEST)]
+Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
 Splits = dict[str, tuple[Tensor, Tensor]]  # split → images (N, C, H, W) and labels (N,), both uint8
 
 PAIR = ("images", "labels")
@@ -189,27 +189,27 @@ def by_shares(config: Config, images: Tensor, labels: Tensor, names: list[str], 
 def read_folder(config: Config, generator: Generator) -> tuple[str, Splits, list[str]]:
     """As `read`, of a folder of pictures."""
     root, folder = Path(os.path.expanduser(config.root)), data.image_folder
-    found = folder.find(root)
-    if found.left_out:
-        print(f"prepare_data: left out in {root}: {'; '.join(found.left_out)}")
-    classes_kept(config, root, found.names, Counter(found.labels))  # raises what can be told before reading
-    reading = folder.convert(found.paths, config.conversion())
-    results: list[Any] = list(track(reading, len(found.paths), "picture", "prepare_data"))
+    listed = folder.find(root)
+    if listed.left_out:
+        print(f"prepare_data: left out in {root}: {'; '.join(listed.left_out)}")
+    classes_kept(config, root, listed.names, Counter(listed.labels))  # raises what can be told before reading
+    reading = folder.convert(listed.paths, config.conversion())
+    results: list[Any] = list(track(reading, len(listed.paths), "picture", "prepare_data"))
     broken = [result for result in results if isinstance(result, str)]
     if broken and not config.skip_broken:
         remedy = "mend or remove them, or leave them out by skip_broken"
         raise InputError(f"{len(broken)} pictures cannot be read: {folder.listing(broken)}; {remedy}")
     warn("prepare_data", f"{len(broken)} broken pictures left out: {folder.listing(broken)}" if broken else None)
-    pictures = [item for item in zip(found.paths, found.labels, results, strict=True) if not isinstance(item[2], str)]
+    pictures = [item for item in zip(listed.paths, listed.labels, results, strict=True) if not isinstance(item[2], str)]
     counts = Counter(label for _, label, _ in pictures)
-    kept = classes_kept(config, root, found.names, counts)
-    if few := [f"{name} ({counts[label]})" for label, name in enumerate(found.names) if label not in kept]:
+    kept = classes_kept(config, root, listed.names, counts)
+    if few := [f"{name} ({counts[label]})" for label, name in enumerate(listed.names) if label not in kept]:
         named = folder.listing(few, len(few))
         print(f"prepare_data: classes left out, with fewer than {config.min_per_class} pictures: {named}")
     pictures = [item for item in pictures if item[1] in kept]
     images = torch.from_numpy(folder.stacked([x for _, _, x in pictures], [path for path, _, _ in pictures]))
     labels = torch.tensor([kept.index(label) for _, label, _ in pictures], dtype=torch.uint8)
-    names = [found.names[label] for label in kept]
+    names = [listed.names[label] for label in kept]
     copies = int((groups_of_equals(images) != torch.arange(len(images))).sum())
     if copies:
         print(f"prepare_data: {copies} pictures are equal to another one; equal ones are kept within one split")
@@ -220,7 +220,7 @@ def read_folder(config: Config, generator: Generator) -> tuple[str, Splits, list
 
 def classes_kept(config: Config, root: Path, names: list[str], counts: Counter[int]) -> list[int]:
     """The classes that have enough of these numbers of pictures. Raises: InputError for too few or too many of them."""
-    listing, most = data.image_folder.listing, data.image_folder.MOST
+    listing, most = data.image_folder.listing, data.image_folder.MOST_CLASSES
     kept = [label for label in range(len(names)) if counts[label] >= (config.min_per_class or 1)]
     if len(kept) < len(names) and not config.min_per_class:
         named = listing(name for label, name in enumerate(names) if label not in kept)

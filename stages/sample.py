@@ -64,8 +64,8 @@ class Config(HowToSample):
     steps: steps of the sampler
     first: index of the first sample
     label: class of all samples, by its name, or its index; null gives each class its share of the training images
-    redraw: draw a sample once more that the denoiser itself takes for one of another class than the one asked for; to
-      look at it takes three evaluations for each class that there is
+    redraw: look at each sample, and draw those once more that the denoiser itself takes for another class than the one
+      asked for; a look takes three evaluations for each class
     shown: samples of the first batch whose states are kept for the animation
     """
 

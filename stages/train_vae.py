@@ -20,7 +20,8 @@ class Config(Section):
     seed: seed of the weights, the order and the posterior draws
     autoencoder: the network
     kl_weight: weight of the KL term; 1 is the evidence lower bound
-    likelihood: of the pixels given the decoder's mean; gaussian and laplace have one width, the best for each batch
+    likelihood: density of the pixels around the decoder's mean; of gaussian and laplace, the width is the best one for
+      each batch
     scaled: share of the images whose latents are made smaller and decoded into a smaller image, so that the latents of
       one thing in two sizes are alike, and a denoiser learns them faster; 0 for none
     """
@@ -100,10 +101,10 @@ def ratio_to_floor(run: Run[Config], decoded: Tensor, instead: tuple[Any, Tensor
     if instead:
         vae, images = instead
         decoded = networks.autoencoder.decode_images(vae, networks.autoencoder.encode_images(vae, images[::2]).mean)
-    found = networks.classifier.in_batches(classifier.features, decoded).cpu().numpy()
+    features = networks.classifier.in_batches(classifier.features, decoded).cpu().numpy()
     distance = metrics.frechet.frechet_distance
     try:
-        of_train, of_held_out, own = (metrics.frechet.moments(x) for x in (train, held_out, found))
+        of_train, of_held_out, own = (metrics.frechet.moments(x) for x in (train, held_out, features))
     except InputError as error:  # all reconstructions may be the same
         warn(run.name, f"the reconstructions are not compared with the floor: {error}")
         return None

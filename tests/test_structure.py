@@ -11,6 +11,7 @@ import shlex
 import subprocess
 from collections.abc import Iterator
 from functools import cache
+from inspect import getdoc
 from pathlib import Path
 
 import numpy as np
@@ -165,8 +166,9 @@ def test_every_choice_states_its_options(registry: Registry):
     """Each option has a default, that is a valid one, and a meaning; each choice is described."""
     assert registry.functions
     for name, function in registry.functions.items():
-        assert function.__doc__, name
-        options = registry.options(name)
+        options, text = registry.options(name), getdoc(function) or ""
+        assert text, name
+        assert text.partition(":")[0] not in options.model_fields, f"{name}: its options alone do not say what it is"
         for option, field in options.model_fields.items():
             assert field.description, f"{name}.{option}"
             assert not field.is_required(), f"{name}.{option}"

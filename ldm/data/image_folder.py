@@ -16,11 +16,11 @@ from PIL import Image, ImageOps
 from torchvision.datasets import ImageFolder
 
 from ldm.errors import InputError
-from ldm.images import LARGEST
+from ldm.images import LARGEST_SIDE
 
 Pixels = NDArray[np.uint8]  # (H, W, 1) or (H, W, 3)
 
-MOST = 256  # classes, whose numbers are bytes
+MOST_CLASSES = 256  # classes, whose numbers are bytes
 BITS_PER_SAMPLE = 258  # the tag of a TIFF file
 Image.init()
 # what Pillow opens, but for what starts another program, and for what is no picture
@@ -49,7 +49,7 @@ class Conversion(NamedTuple):
     background: str = "white"
 
 
-class Found(NamedTuple):
+class Pictures(NamedTuple):
     """The pictures of a folder: files, the class of each, the classes' names, and in words what was left out."""
 
     paths: list[Path]
@@ -75,7 +75,7 @@ class Folder(ImageFolder):
         return names, {name: index for index, name in enumerate(names)}
 
 
-def find(root: Path) -> Found:
+def find(root: Path) -> Pictures:
     """List the pictures below the sub-folders of `root`, however deep.
 
     Raises: InputError for no folder, fewer than 2 classes, a link that leads back to a folder it is in, and a link to
@@ -100,7 +100,7 @@ def find(root: Path) -> Found:
     kinds = {"hidden": hidden, "beside the class folders": beside, "no pictures by their names, or no files": others}
     left_out = [f"{len(paths)} {kind} ({listing(paths)})" for kind, paths in kinds.items() if paths]
     paths = [Path(path) for path, _ in listed.samples]
-    return Found(paths, [label for _, label in listed.samples], listed.classes, left_out)
+    return Pictures(paths, [label for _, label in listed.samples], listed.classes, left_out)
 
 
 def walk(root: Path, hidden: bool = False) -> Iterator[tuple[Path, list[str]]]:
@@ -128,7 +128,7 @@ def _raise(error: OSError) -> None:
 
 
 def is_hidden(name: str) -> bool:
-    """Of a file or folder: by a dot, as .DS_Store and the ._x.png of macOS, or as the folder of those."""
+    """Whether a file or folder is hidden: its name begins with a dot, or is macOS's own in archives."""
     return name.startswith(".") or name == HIDDEN
 
 
@@ -195,9 +195,9 @@ def pixels_of(path: Path, conversion: Conversion) -> Pixels:
         if conversion.fit == "pad" and min(width / image.width, height / image.height) * min(image.size) <= 0.5:
             raise InputError(f"{form} would shrink to a line; set prepare_data.fit to crop or stretch, or remove it")
         image = FITS[conversion.fit](image, (width, height), conversion.background)
-    if max(image.size) > LARGEST:
+    if max(image.size) > LARGEST_SIDE:
         raise InputError(
-            f"{form} are more than {LARGEST} a side; set prepare_data.size, to which all are brought, or remove it"
+            f"{form} are more than {LARGEST_SIDE} a side; set prepare_data.size, to which all are brought, or remove it"
         )
     pixels = np.asarray(image).reshape(image.height, image.width, -1)
     grey = conversion.channels == "auto" and (pixels == pixels[..., :1]).all()

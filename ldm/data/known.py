@@ -71,11 +71,11 @@ def missing(name: str, root: Path) -> str | None:
     if not lacking:
         return None
     near = [*Path(os.path.abspath(root)).parents[:3], *sorted(root.glob("*/"))]
-    found = next((other for other in near if all(os.path.exists(other / place) for place in places(name))), None)
+    other_root = next((other for other in near if all(os.path.exists(other / place) for place in places(name))), None)
     archive, folder = getattr(getattr(torchvision.datasets, SETS[name]), "filename", ""), root / lacking[0]
     instead = ""
-    if found:
-        instead = f"; {found} does, so name that"
+    if other_root:
+        instead = f"; {other_root} does, so name that"
     elif any(root.glob("train-images*")) and places(name) == [f"{SETS[name]}/raw"]:
         moved = f"mkdir -p {quote(str(folder))} && mv {quote(str(root))}/*ubyte* {quote(str(folder))}"
         instead = f"; its files lie one level too high: {moved}"
@@ -110,7 +110,7 @@ def read(name: str, root: Path, split: str = "balanced") -> Known:
     if name.startswith("cifar") or name == "svhn":
         return _by_torchvision(name, root)
     data = getattr(torchvision.datasets, SETS[name])
-    prefix, test = (f"emnist-{split}-", "test") if name == "emnist" else ("", "t10k")
+    prefix, test_stem = (f"emnist-{split}-", "test") if name == "emnist" else ("", "t10k")
     if name == "emnist":
         _check(root / "EMNIST/raw" / EMNIST_ARCHIVE, data.md5)
 
@@ -121,10 +121,10 @@ def read(name: str, root: Path, split: str = "balanced") -> Known:
         return torch.from_numpy(images[:, None].copy()), torch.from_numpy(labels.copy())
 
     names = data.classes_split_dict[split] if name == "emnist" else data.classes
-    train, held_out = pair("train"), pair(test)
+    train, test = pair("train"), pair(test_stem)
     if names[0] == "N/A":  # of EMNIST's letters, whose labels begin at 1
-        names, train, held_out = names[1:], (train[0], train[1] - 1), (held_out[0], held_out[1] - 1)
-    return Known(train, held_out, [str(digit) for digit in range(10)] if name == "mnist" else names)
+        names, train, test = names[1:], (train[0], train[1] - 1), (test[0], test[1] - 1)
+    return Known(train, test, [str(digit) for digit in range(10)] if name == "mnist" else names)
 
 
 def _by_torchvision(name: str, root: Path) -> Known:

@@ -5,6 +5,7 @@ A chain is q(x_i | x_{i−1}) = N(√(1 − β_i) x_{i−1}, β_i) for i = 1 …
 
 import math
 from collections.abc import Callable
+from inspect import getdoc
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -100,7 +101,7 @@ def beta_schedule(shape: Callable[[Tensor, float, float], Tensor]) -> Callable[[
         factor = REFERENCE_LENGTH / length if scaled else 1.0
         return variance_preserving(factor * shape(u, beta_start, beta_end), zero_terminal_snr=zero_terminal_snr)
 
-    build.__name__ = shape.__name__
+    build.__name__, build.__doc__ = shape.__name__, f"{shape.__doc__}\n\n{getdoc(build)}"
     schedules.register(build)
     return shape
 

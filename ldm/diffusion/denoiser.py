@@ -54,9 +54,9 @@ class Denoiser:
 
     def predict(self, x_t: Tensor, level: Level, labels: Tensor | None = None) -> Tensor:
         """The network's output F. x_t: (B, C, h, w) of any float type; level, labels: (B,); returns float32."""
-        scaled = x_t / broadcast((level.alpha_t**2 + level.sigma_t**2).sqrt(), x_t)
+        unit = x_t / broadcast((level.alpha_t**2 + level.sigma_t**2).sqrt(), x_t)
         condition = () if labels is None else (labels,)
-        return self.network(scaled.float(), level.t.float(), *condition).float()
+        return self.network(unit.float(), level.t.float(), *condition).float()
 
     def x0(self, x_t: Tensor, level: Level, labels: Tensor | None = None) -> Tensor:
         """The denoised x0, (B, C, h, w) in the type of x_t."""
@@ -69,9 +69,13 @@ class Denoiser:
         At σ̄ = inf (alpha_t = 0) x_t / alpha_t is out of range, and x is the noise eps instead.
         Raises: InputError for a σ̄ that is not positive, or that a discrete chain does not have.
         """
+        return self.x0(*self.at_sigma(x, sigma), labels)
+
+    def at_sigma(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Level]:
+        """x_t (B, C, h, w) and its level (B,), of a state and a noise level as `__call__` takes them."""
         level = self.schedule.at_sigma(sigma).expand(x)
         scale = level.alpha_t if sigma.isfinite() else level.sigma_t
-        return self.x0(broadcast(scale, x) * x, level, labels)
+        return broadcast(scale, x) * x, level
 
 
 def _classes(artifact: Artifact) -> tuple[list[int], list[str]]:

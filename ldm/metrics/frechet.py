@@ -164,7 +164,7 @@ class Reference:
 
     @property
     def classes(self) -> list[int]:
-        """Those of the training images, in order."""
+        """The classes of the training images, in order."""
         return [int(label) for label in np.unique(self.train.labels)]
 
     def copies(self, features: Features, resamples: int = 0) -> Ratio:

@@ -47,8 +47,8 @@ class Search:
         """
         if not len(images):
             return Nearness(torch.zeros(0), torch.zeros(0, dtype=torch.long))
-        found = [self._batch(batch) for batch in images.split(batch_size)]
-        return Nearness(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+        batches = [self._batch(batch) for batch in images.split(batch_size)]
+        return Nearness(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
 
     def _batch(self, images: Tensor) -> Nearness:
         least = torch.full((len(images), len(self.train)), torch.inf, device=self.train.device)

@@ -95,7 +95,8 @@ def mlp(*, width: Count = 128, depth: Count = 3, embedding: Even = 32, experts: 
     width: hidden units of a layer
     depth: hidden layers
     embedding: width of the time embedding
-    experts: networks, each for its own part of (0, 1]; the length of a chain gives one per noise level
+    experts: number of perceptrons, each for an equal part of the times (0, 1]; as many as a chain is long make one for
+      each noise level
     """
     return partial(layers.mlp.MLP, width=width, depth=depth, embedding=embedding, experts=experts)
 

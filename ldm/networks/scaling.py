@@ -27,11 +27,11 @@ def heights(positions: range, share: float, grid: int, device: Any = "cpu") -> d
     if not smaller:
         problem = f"scaled {share:g}: latents of {grid} places a side cannot be made smaller"
         raise InputError(f"{problem}; set scaled to 0, or take a smaller patch")
-    found: dict[int, list[int]] = {}
+    of_height: dict[int, list[int]] = {}
     for index, position in enumerate(positions):
         before, after = math.floor(share * position), math.floor(share * (position + 1))
-        found.setdefault(smaller[before % len(smaller)] if after > before else grid, []).append(index)
-    return {height: torch.tensor(indices, device=device) for height, indices in found.items()}
+        of_height.setdefault(smaller[before % len(smaller)] if after > before else grid, []).append(index)
+    return {height: torch.tensor(indices, device=device) for height, indices in of_height.items()}
 
 
 def scaled_vae_loss(

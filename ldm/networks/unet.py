@@ -38,7 +38,7 @@ class UNet(nn.Module):
         plain = partial(ResBlock if options.block == "resnet" else ConvNeXtBlock, options=options)
 
         def attended(c_in: int, c_out: int) -> nn.Module:
-            return Chain([plain(c_in, c_out), LinearAttention(c_out, options)])
+            return EmbedSequential([plain(c_in, c_out), LinearAttention(c_out, options)])
 
         block = attended if options.attention == "linear" else plain
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
@@ -51,7 +51,7 @@ class UNet(nn.Module):
                 self.down.append(block(size, count))
                 size = count
                 skips.append(size)
-        self.middle = Chain([plain(last, last), Attention(last, options), plain(last, last)])
+        self.middle = EmbedSequential([plain(last, last), Attention(last, options), plain(last, last)])
         for resolution, count in reversed(list(enumerate(channels))):
             for _ in range(options.blocks + 1):
                 self.up.append(block(size + skips.pop(), count))
@@ -100,8 +100,8 @@ class LayerNorm(nn.Module):
         return nnf.layer_norm(x.permute(0, 2, 3, 1), (self.channels,)).permute(0, 3, 1, 2)
 
 
-class Chain(nn.ModuleList):
-    """Modules of (x, embedding), one after the other."""
+class EmbedSequential(nn.ModuleList):
+    """Modules of (x, embedding), one after the other, each with the same embedding."""
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         for module in self:

@@ -18,9 +18,10 @@ LOOKS = 2  # at a sample, each with noise of its own, until another class than t
 def classes_of(
     indices: Sequence[int], class_sizes: Sequence[int], label: int | Mapping[int, int] | None, device: Any
 ) -> Tensor | None:
-    """The classes of the samples of these indices, (B,): all `label`, or as it says of each, or (None) by quota.
+    """The classes of the samples with these indices, (B,); None for networks without classes.
 
-    class_sizes: the training images of each class. None for networks without classes.
+    label: the class of all of them, or index → class; None gives each class its share by quota. class_sizes: the
+    number of training images of each class.
     """
     if not class_sizes:
         return None

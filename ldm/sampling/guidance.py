@@ -30,9 +30,10 @@ class Guided:
         return cls(main, worse, **guidance)
 
     def class_of(self, label: str | int | None) -> int | None:
-        """The index of a class, from its index, or from text: its name, or its index where no class has that name.
+        """The index of the class that a label names; None for None, which is any class.
 
-        None is any class. Raises: InputError unless the networks were trained on this class.
+        label: the index, or text, which is the name of a class or, where no class has that name, an index. Raises:
+        InputError unless the networks were trained on this class.
         """
         if label is None:
             return None
@@ -51,8 +52,9 @@ class Guided:
 
     def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """As `Denoiser.__call__`."""
-        denoised = self.main(x, sigma, labels)
+        x_t, level = self.main.at_sigma(x, sigma)
+        denoised = self.main.x0(x_t, level, labels)
         if self.weight == 1 or not self.interval[0] <= sigma <= self.interval[1]:
             return denoised
-        guide = self.guide(x, sigma, labels)
+        guide = self.guide.x0(x_t, level, labels)
         return guide + self.weight * (denoised - guide)

@@ -34,7 +34,7 @@ def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> list[Tensor]:
     x0, x1, x2, x3 = counter
     for number in range(ROUNDS):
         k0, k1 = ((word + number * step) & WORD for word, step in zip(key, WEYL, strict=True))
-        # a product of two words wraps in int64, where its bits are the same; the mask takes the sign off
+        # the product of two words may overflow int64, which leaves its 64 bits right; the mask takes the sign off
         a, b = x0 * MULTIPLIERS[0], x2 * MULTIPLIERS[1]
         x0, x1, x2, x3 = (b >> 32 & WORD) ^ x1 ^ k0, b & WORD, (a >> 32 & WORD) ^ x3 ^ k1, a & WORD
     return [x0, x1, x2, x3]
@@ -53,7 +53,7 @@ class Streams:
         self._shape, self._draw = tuple(shape), 0
 
     def of(self, chosen: Tensor) -> Streams:
-        """The streams of some of the samples, (B,) bool, which go on from the draw that all are at."""
+        """The streams of the chosen samples, (B,) bool; their next draw is the one that would have come next here."""
         streams = copy(self)
         streams._indices = self._indices[chosen]
         return streams

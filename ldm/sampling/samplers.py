@@ -88,8 +88,8 @@ def ddpm(
 
     The last step, to σ̄ = 0, returns the posterior's mean without noise.
 
-    variance: of a step; beta_tilde is that of the posterior q(x_s | x_t, x0), beta the upper bound, for
-      variance-preserving schedules
+    variance: variance of a step; beta_tilde is that of the posterior q(x_s | x_t, x0), and beta is its upper bound, for
+      variance-preserving schedules alone
     """
     for sigma, sigma_next in pairwise(sigmas):
         ratio = (sigma_next / sigma) ** 2

@@ -25,10 +25,10 @@ class Optimisation(Section):
     ema_decay: decay per step of the averaged weights, which are the ones kept; 0 keeps the last
     max_skipped: steps in a row with a non-finite loss or gradient that end the run
     record_every: steps between two points of the training curve
-    precision: arithmetic of the network, fp32 (IEEE, without TF32) or bf16 autocast; auto is bf16 where the device
-      multiplies in it, a GPU or a CPU with avx512_bf16 or amx_bf16, else fp32
+    precision: arithmetic of the network: fp32 (IEEE, without TF32), or bf16 by autocast; auto is bf16 where the device
+      has instructions for it (most GPUs, CPUs with avx512_bf16 or amx_bf16), else fp32
     compile: compile the network by torch.compile; needs a C++ compiler, and Triton on a GPU
-    capture: record a step as a CUDA graph and replay it; null is for one process on a GPU, elsewhere it cannot be
+    capture: record a step as a CUDA graph and replay it; null does so for one process on a GPU, and nowhere else
     """
 
     steps: Count

@@ -130,12 +130,13 @@ def limits(metadata: Iterable[Any]) -> list[str]:
 
 
 def type_name(annotation: Any) -> str:
-    """A type as `--help` shows it: int; crop or pad; int ≥ 1 or null; list of int ≥ 1."""
+    """A type as `--help` shows it: int; crop or pad; int ≥ 1 or null; list of 2 int ≥ 1."""
     inner, origin = get_args(annotation), get_origin(annotation)
     if origin in (Literal, Union, UnionType):  # the alternatives of a Literal are names themselves
         return " or ".join(dict.fromkeys(map(type_name, inner)))
     if origin is Annotated:
         return " ".join([type_name(inner[0]), " and ".join(limits(inner[1:]))]).strip()
     if origin in (tuple, list):
-        return f"list of {type_name(inner[0])}"
+        length = "" if origin is list or inner[-1] is ... else f"{len(inner)} "
+        return f"list of {length}{type_name(inner[0])}"
     return "null" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))

@@ -110,7 +110,7 @@ def test_help_lists_every_option_of_every_choice_with_its_value(helped, module):
     ("module", "row"),
     [
         ("train_diffusion", "networks.unet.multipliers = [1, 1] list of int ≥ 1 and ≤ 10**9, length ≥ 1: "),
-        ("train_diffusion", "optimisation.betas = [0.9, 0.99] list of float ≥ 0 and < 1:"),
+        ("train_diffusion", "optimisation.betas = [0.9, 0.99] list of 2 float ≥ 0 and < 1:"),
         ("prepare_data", "min_per_class = null int ≥ 1 and ≤ 10**9 or null: "),
         ("sample", "seed = 0 int, ≥ 0, < 2**63: "),
         ("sample", "n = 10000 int, ≥ 1, ≤ 10**9: "),
