@@ -62,6 +62,6 @@ $(READY): pyproject.toml constraints.txt
 	@if [ ! -d $(VENV)/lib ] && [ $$(df -Pm . | awk 'NR == 2 {print $$4}') -lt $(NEEDED_MB) ]; then echo "make: less than $(NEEDED_MB) MB of disk space are free here; PyTorch and its libraries need them" >&2; exit 1; fi
 	@[ ! -s $(READY) ] || [ "$$(cat $(READY))" = "$(CURDIR)" ] || rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
-	@[ -z "$(TORCH_INDEX)" ] || python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --index-url "$(TORCH_INDEX)" torch torchvision
+	@[ -z "$(TORCH_INDEX)" ] || python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps --index-url "$(TORCH_INDEX)" torch torchvision
 	python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	@echo "$(CURDIR)" >$@

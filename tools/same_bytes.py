@@ -2,7 +2,7 @@
 
 \b
 python -m tools.same_bytes HEAD             the working tree against the last commit
-python -m tools.same_bytes HEAD --commit    and, where nothing differs, enter the new code into dvc.lock without a rerun
+python -m tools.same_bytes HEAD --commit    and, where nothing differs, take the new code over into both locks
 
 Tensors are compared by value, other files by bytes. The small pipeline makes the choices of params.yaml, its precision
 on this machine included, with smaller sizes. So it proves nothing about recipes, or about choices that the pipeline
@@ -66,7 +66,9 @@ def differences(before: Path, after: Path) -> list[str]:
 
 @click.command(help=__doc__)
 @click.argument("revision")
-@click.option("--commit", is_flag=True, help="Where nothing differs, run dvc commit --force dvc.yaml.")
+@click.option(
+    "--commit", is_flag=True, help="Where nothing differs, run dvc commit, and renew the lock of the run in fp32."
+)
 def command(revision: str, commit: bool) -> None:
     for stage, changes in changed_stages() if commit else ():
         for path, state in changes if ":" not in stage else ():  # a recipe's may be stale
