@@ -172,9 +172,10 @@ def _path(path: Any) -> Path:
 def load(path: str | Path, device: str | None = None) -> Model:
     """The model in a file that `Model.save` wrote, or in a folder of artifacts, as `dvc repro` leaves it.
 
-    device: None is the GPU where there is one, else the CPU. Raises: InputError for a device that is not there, a
-    missing or corrupt artifact, ones that do not belong together, or what is no path.
+    device: None is the GPU where there is one, else the CPU. Raises: InputError for a device that is not there or that
+    torch cannot use, a missing or corrupt artifact, ones that do not belong together, or what is no path.
     """
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device is None else device
     try:
         torch.zeros(1, device=device).item()  # which a device without data, such as meta, cannot
     except (RuntimeError, TypeError, AssertionError) as error:  # a torch without CUDA asserts
@@ -182,7 +183,7 @@ def load(path: str | Path, device: str | None = None) -> Model:
         raise InputError(f"device {device!r}: {reason}; choose cpu, or cuda where torch can use a GPU") from None
     path = _path(path)
     parts = _parts_of_folder(path) if path.is_dir() else _parts_of_file(path)
-    return Model.from_artifacts(parts, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return Model.from_artifacts(parts, device)
 
 
 def _parts_of_folder(folder: Path) -> dict[str, Artifact]:

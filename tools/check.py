@@ -3,7 +3,7 @@
 \b
 python -m tools.check                       params.yaml here, and every dvc.lock
 python -m tools.check --recipe recipes/x    the parameters of a recipe alone
-python -m tools.check --clean               remove the checkpoints of interrupted runs
+python -m tools.check --clean               remove all checkpoints, also those of runs at work
 """
 
 import contextlib
@@ -83,11 +83,11 @@ def changed_stages() -> Iterator[tuple[str, list[tuple[str, str]]]]:
 
 @click.command(help=__doc__)
 @click.option("--recipe", type=Path, help="Check the parameters in this folder, and nothing else.")
-@click.option("--clean", is_flag=True, help="Remove checkpoints, and last good weights, of interrupted runs.")
+@click.option("--clean", is_flag=True, help="Remove all checkpoints and last good weights.")
 def command(recipe: Path | None, clean: bool) -> None:
     if clean:
         for entry in FOLDER.iterdir() if FOLDER.exists() else ():
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         click.echo(f"the checkpoints in {FOLDER.resolve()} are removed")
     check_parameters(recipe or Path())
     if recipe is None:

@@ -32,6 +32,8 @@ def command(vaes: tuple[str, ...], recipe: Path, device: str, out: Path) -> None
     named = dict(text.split("=", 1) for text in vaes if "=" in text)
     if len(named) < len(vaes):
         raise InputError(f"{' '.join(vaes)}: write NAME=PATH for each autoencoder, with different names")
+    if out.is_dir():
+        raise InputError(f"--out {out} is a folder; name a file in it")
     check_writable(out.parent)
     limit_threads()
     device, inputs = pick_device(device), files_of("train_vae", recipe)[0]
@@ -46,7 +48,7 @@ def command(vaes: tuple[str, ...], recipe: Path, device: str, out: Path) -> None
     result = {}
     for name, path in named.items():
         vae = artifacts.load(Path(path), "vae")
-        artifacts.merge_lineage([images, vae])
+        artifacts.merge_lineage([images, features, artifact, vae])
         network = networks.autoencoder.from_artifact(vae, device)
         posterior = networks.autoencoder.encode_images(network, originals.to(device))
         values = {"reconstructions": ratio(networks.autoencoder.decode_images(network, posterior.mean))}

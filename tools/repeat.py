@@ -65,9 +65,12 @@ class Repetition(NamedTuple):
         record, key = folder / "key.txt", f"{key_of(names)} {' '.join(own)} {before}".strip()
         if not record.exists() or record.read_text("utf-8") != key:
             record.unlink(missing_ok=True)
-            started = time.monotonic()
-            self.run_stages(names, seed, folder, artifacts)
-            write_atomic(folder / "seconds.txt", f"{time.monotonic() - started:.0f}".encode())
+            started, before_this = time.monotonic(), seconds_of(folder).get(key, 0.0)
+            try:
+                self.run_stages(names, seed, folder, artifacts)
+            finally:  # what is interrupted is resumed
+                seconds = {key: before_this + time.monotonic() - started}
+                write_atomic(folder / "seconds.json", json.dumps(seconds).encode())
             write_atomic(record, key.encode())
         return artifacts | {path.stem: path for path in folder.glob("*.safetensors")}
 
@@ -113,6 +116,12 @@ def key_of(stages: list[str]) -> str:
     code = {path for folder in ("ldm", "stages") for path in (ROOT / folder).rglob("*.py")}
     digests = [(str(path), digest_of(path)) for path in sorted(read | code | {PARAMS, DAG}) if path.is_file()]
     return hashlib.sha256(json.dumps([digests, torch.__version__, device_kind(pick_once("auto"))]).encode()).hexdigest()
+
+
+def seconds_of(folder: Path) -> dict[str, float]:
+    """How long the runs in a folder have taken so far, by their key; empty before the first of them."""
+    path = folder / "seconds.json"
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
 
 def summary(rows: list[list[dict[str, Any]]]) -> dict[str, Any]:
@@ -203,8 +212,8 @@ def command(train: list[int], sample: list[int], settings: tuple[str, ...], out:
     rows = [repetition.trained(seed, sample) for seed in train] or [list(repetition.sampled(sample, out, {}, ""))]
     about = {key: rows[0][0][key] for key in ("data", "n")} | {"train": train, "sample": sample, "set": settings}
     about |= {"parameters": {name: section_of(name, settings) for name in known}}
-    times = [out / f"train-{seed}/seconds.txt" for seed in train]
-    about |= {"training_seconds": [int(path.read_text("utf-8")) for path in times]} if train else {}
+    times = [sum(seconds_of(out / f"train-{seed}").values()) for seed in train]
+    about |= {"training_seconds": [round(seconds) for seconds in times]} if train else {}
     measures = summary(rows)
     write_atomic(out / "summary.json", json.dumps(about | measures, indent=1).encode())
     print(f"{about['data']}, n = {about['n']}, sampling seeds {sample}, training seeds {train or 'as committed'}")

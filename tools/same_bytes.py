@@ -9,6 +9,7 @@ on this machine included, with smaller sizes. So it proves nothing about recipes
 does not make. The digests that `make test` compares are of the same pipeline in fp32.
 """
 
+import io
 import sys
 import tempfile
 from pathlib import Path
@@ -17,9 +18,9 @@ import click
 from ruamel.yaml import YAML
 from safetensors import deserialize
 
-from ldm import InputError
+from ldm import InputError, write_atomic
 from stages.report import TEMPLATE as REPORT
-from stages.runner import LOGS, PARAMS, ROOT, run_command
+from stages.runner import LOGS, PARAMS, ROOT, digest_of, run_command
 from tools.check import changed_stages
 from tools.small import run_in, run_or_fail
 
@@ -32,9 +33,16 @@ def renew(lock: Path, other: Path) -> None:
     form.width = 1000
     own, theirs = form.load(lock), form.load(other)
     for name, entry in theirs["stages"].items():
-        new = {dep["path"]: dep for dep in own["stages"][name]["deps"]}
-        entry["deps"] = [dep if dep["path"].startswith("artifacts/") else new[dep["path"]] for dep in entry["deps"]]
-    form.dump(theirs, other)
+        data = {dep["path"]: dep for dep in entry["deps"] if dep["path"].startswith("artifacts/")}
+        entry["deps"] = [data.get(dep["path"], dep) for dep in own["stages"][name]["deps"]]
+    buffer = io.BytesIO()
+    form.dump(theirs, buffer)
+    write_atomic(other, buffer.getvalue())
+
+
+def code() -> dict[Path, str]:
+    """The digest of each file of code here."""
+    return {path: digest_of(path) for folder in ("ldm", "stages") for path in (ROOT / folder).rglob("*.py")}
 
 
 def run_small(code: Path, folder: Path) -> Path:
@@ -76,6 +84,7 @@ def command(revision: str, commit: bool) -> None:
                 raise InputError(f"{stage}: its parameters are not those of dvc.lock: {state}; run 'dvc repro'")
             if path.startswith("artifacts/"):
                 raise InputError(f"{stage}: {path} is {state}, not that of dvc.lock; run 'dvc checkout' first")
+    compared = code()
     with tempfile.TemporaryDirectory() as folder:
         checkout = Path(folder) / "checkout"
         run_or_fail(revision, ROOT, "git", "worktree", "add", "--detach", str(checkout), revision)
@@ -84,6 +93,8 @@ def command(revision: str, commit: bool) -> None:
             lines = differences(before, after)
         finally:
             run_in(ROOT, "git", "worktree", "remove", "--force", str(checkout))
+    if code() != compared:
+        raise InputError("files in ldm/ or stages/ have changed while they were compared; run it again")
     if lines:
         click.echo("\n".join(lines))
         raise InputError(f"{len(lines)} outputs differ from those of {revision}; run 'dvc repro'")

@@ -81,8 +81,8 @@ def stage(
         inputs, outputs = files_of(name, recipe, sources, out)
         if out and "DVC_STAGE" not in os.environ:
             tracked = {path.resolve() for path in files_of(name, recipe)[1].values()}
-            if tracked & {path.resolve() for path in outputs.values()}:
-                raise InputError(f"--out {out} is where the tracked results lie; name another folder")
+            if lies_in_artifacts(out) or tracked & {path.resolve() for path in outputs.values()}:
+                raise InputError(f"--out {out} is where tracked results lie; name another folder")
         device = pick_device(options["device"])
         if ":" in device:
             torch.cuda.set_device(device)  # streams, graphs and what is asked of "cuda" are of the current device
@@ -102,6 +102,8 @@ def stage(
         if not processes.RANK:
             announce(this)
         keep_freed_memory()
+        if hasattr(parsed, "optimisation"):
+            this.load_all()  # what is missing or does not belong together is said before the training
         if options["deterministic"]:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
             torch.use_deterministic_algorithms(True)
@@ -186,10 +188,16 @@ def seconds_of(text: str | None, config: type[Section], out: Path | None) -> flo
     if not match or not float(match[1]):
         raise InputError(f"--until {text}: write a time such as 90s, 10m or 1.5h")
     if "optimisation" not in config.model_fields:
-        raise InputError(f"--until {text} ends a training, and this stage trains nothing")
+        raise InputError(f"--until {text} ends a training, and the section of this stage has no optimisation")
     if out is None or "DVC_STAGE" in os.environ:
         raise InputError(f"--until {text} is for runs by hand: a result that time decides needs --out, and no DVC")
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def lies_in_artifacts(out: Path) -> bool:
+    """Whether a folder is, or lies in, one called artifacts of the project that is run here."""
+    here, there = Path.cwd(), out.resolve()
+    return there.is_relative_to(here) and "artifacts" in there.relative_to(here).parts
 
 
 def settle(config: C, device: str) -> C:

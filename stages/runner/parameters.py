@@ -28,7 +28,8 @@ class NamesAsWritten(constructor.SafeConstructor):
 
     def construct_mapping(self, node: nodes.MappingNode, deep: bool = False) -> Any:
         for key, value in node.value:
-            if key.value in AS_WRITTEN and isinstance(value, nodes.ScalarNode) and not str(value.tag).endswith(":null"):
+            texts = isinstance(key, nodes.ScalarNode) and isinstance(value, nodes.ScalarNode)
+            if texts and key.value in AS_WRITTEN and not str(value.tag).endswith(":null"):
                 value.tag = "tag:yaml.org,2002:str"
         return super().construct_mapping(node, deep)
 

@@ -158,7 +158,12 @@ def test_a_hand_run_never_overwrites_tracked_artifacts(refused, option):
         (("--device", "cuda:00"), "--device cuda:00: choose auto, cpu, cuda or cuda:i"),
         (("--save-every", "nan"), "'nan' is not a valid integer range"),
         (("--until", f"{'9' * 400}h", "--out", "out"), "write a time such as 90s"),
-        (("--set", "seed=1", "--out", "artifacts/train_vae"), "--out artifacts/train_vae is where the tracked results"),
+        (("--set", "seed=1", "--out", "artifacts/train_vae"), "--out artifacts/train_vae is where tracked results"),
+        (("--set", "seed=1", "--out", "artifacts/decode"), "--out artifacts/decode is where tracked results lie"),
+        (
+            ("--set", "seed=1", "--out", "recipes/toys/artifacts/moons"),
+            "where tracked results lie; name another folder",
+        ),
         (("--nosuch",), "--nosuch"),
         (("--params", "nosuch.yaml", "--out", "out"), "nosuch.yaml is missing"),
         (("--recipe", "nosuch"), "nosuch/params.yaml is missing"),
@@ -211,6 +216,8 @@ def test_a_truncated_artifact_names_the_command(refused, folder):
     ("text", "words"),
     [
         ("a: [", "not valid YAML"),
+        ("train_vae: {{seed: 3}}", "not valid YAML"),
+        ("? [a]\n: 1", "not valid YAML"),
         ("", "must hold a mapping"),
         ("- 1", "must hold a mapping"),
         ("a: {}", "the section 'train_vae' is missing"),

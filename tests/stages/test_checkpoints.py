@@ -204,6 +204,8 @@ def test_cleaning_removes_all_of_them(here, monkeypatch):
         shutil.copy(ROOT / file, here)
     checkpoints.Checkpoints(run_of(Config())).save(1, STATE)
     assert (here / "checkpoints").exists()
+    (here / "elsewhere").mkdir()
+    (here / "checkpoints/moved").symlink_to(here / "elsewhere")
     (here / "params.yaml").write_text("")  # a mistake there keeps nobody from cleaning
     with pytest.raises(InputError, match="must hold a mapping"):
         check.command.main(["--clean", "--recipe", "."], standalone_mode=False)

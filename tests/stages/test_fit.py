@@ -209,7 +209,7 @@ def test_what_is_no_time_is_refused(tmp_path, text):
 
 
 def test_a_time_needs_a_training_by_hand(tmp_path, monkeypatch):
-    with pytest.raises(InputError, match="this stage trains nothing"):
+    with pytest.raises(InputError, match="the section of this stage has no optimisation"):
         seconds_of("1m", decode.Config, tmp_path)
     with pytest.raises(InputError, match="needs --out, and no DVC"):
         seconds_of("1m", train_vae.Config, None)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -312,7 +313,7 @@ def test_readme_example_samples_digits(project, monkeypatch):
     assert difference.abs().max() <= 2  # the digits that the stages made, up to rounding
 
 
-def test_python_interface_takes_other_samplers(project):
+def test_python_interface_takes_other_samplers(project, monkeypatch):
     model = ldm.load(project / "artifacts")
     drawn = model.sample(3, seed=1, sampler={"ddim": {"eta": 0.5}}, steps=4)
     assert drawn.shape == (3, 1, 28, 28)
@@ -367,6 +368,11 @@ def test_python_interface_takes_other_samplers(project):
     for device in ("gpu", "cuda:99", "meta"):
         with pytest.raises(errors.InputError, match=f"device '{device}': .*; choose cpu, or cuda where"):
             ldm.load(project / "artifacts", device)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # of a GPU that torch cannot use
+    monkeypatch.setattr("torch.zeros", Mock(side_effect=RuntimeError("no kernel image\nis available")))
+    with pytest.raises(errors.InputError, match="device 'cuda': no kernel image; choose cpu"):
+        ldm.load(project / "artifacts")
+    monkeypatch.undo()
     for path in ("a\0b", 5, None):
         with pytest.raises(errors.InputError, match=r"is no path; name a file of Model\.save, or a folder"):
             ldm.load(path)
@@ -540,6 +546,16 @@ def test_references_take_scatter_out_of_the_loss(project, tmp_path):
         for folder in (tmp_path, project / "artifacts/train_diffusion")
     )
     assert with_them < without
+
+
+def test_a_classifier_of_other_features_is_refused_before_the_training(project, tmp_path):
+    other = stage(project, "train_classifier", tmp_path / "c", "--set", "seed=1", "--set", "optimisation.steps=1")
+    assert other.returncode == 0, other.stderr
+    done = stage(project, "train_vae", tmp_path / "v", "--in", f"classifier={tmp_path / 'c/classifier.safetensors'}")
+    assert done.returncode == 2
+    words = r"train_vae: .*classifier\.safetensors and .*features\.safetensors do not belong together: .*\n"
+    assert re.search(words, done.stderr), done.stderr
+    assert not list((tmp_path / "v").iterdir())
 
 
 def test_mirrored_latents_are_refused(project, tmp_path):

@@ -3,6 +3,8 @@
 import json
 import shutil
 import sys
+from contextlib import nullcontext
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from conftest import ROOT, change, run_in
 
 from ldm import Interrupted
 from stages.runner import read_yaml
-from tools.repeat import Repetition, summary, variances
+from tools.repeat import Repetition, seconds_of, summary, variances
 
 COMMAND = [sys.executable, "-m", "tools.repeat"]
 
@@ -68,6 +70,18 @@ def test_a_signal_waits_for_the_stage_and_ends_the_repetition(monkeypatch, tmp_p
     with pytest.raises(type(stop)):
         Repetition(tmp_path, ()).run_stages(["sample", "decode"], 1, tmp_path, {})
     assert told == ["stages.sample", *handed_on]
+
+
+def test_the_time_of_an_interrupted_run_counts(monkeypatch, tmp_path):
+    repetition, clock = Repetition(tmp_path, ()), iter([0.0, 30.0, 100.0, 112.0])
+    monkeypatch.setattr("tools.repeat.key_of", lambda names: "key")
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    for stop in (Interrupted("stop", 143), None):
+        monkeypatch.setattr(Repetition, "run_stages", Mock(side_effect=stop))
+        with pytest.raises(Interrupted) if stop else nullcontext():
+            repetition.once(["train_diffusion"], 1, tmp_path, {}, "")
+    assert seconds_of(tmp_path) == {"key": 42.0}
+    assert (tmp_path / "key.txt").read_text() == "key"
 
 
 @pytest.mark.slow
