@@ -217,7 +217,7 @@ def test_a_truncated_artifact_names_the_command(refused, folder):
     [
         ("a: [", "not valid YAML"),
         ("train_vae: {{seed: 3}}", "not valid YAML"),
-        ("? [a]\n: 1", "not valid YAML"),
+        ("? [a]\n: 1", "the section 'train_vae' is missing"),
         ("", "must hold a mapping"),
         ("- 1", "must hold a mapping"),
         ("a: {}", "the section 'train_vae' is missing"),
