@@ -102,8 +102,6 @@ def stage(
         if not processes.RANK:
             announce(this)
         keep_freed_memory()
-        if hasattr(parsed, "optimisation"):
-            this.load_all()  # what is missing or does not belong together is said before the training
         if options["deterministic"]:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
             torch.use_deterministic_algorithms(True)

@@ -548,16 +548,6 @@ def test_references_take_scatter_out_of_the_loss(project, tmp_path):
     assert with_them < without
 
 
-def test_a_classifier_of_other_features_is_refused_before_the_training(project, tmp_path):
-    other = stage(project, "train_classifier", tmp_path / "c", "--set", "seed=1", "--set", "optimisation.steps=1")
-    assert other.returncode == 0, other.stderr
-    done = stage(project, "train_vae", tmp_path / "v", "--in", f"classifier={tmp_path / 'c/classifier.safetensors'}")
-    assert done.returncode == 2
-    words = r"train_vae: .*classifier\.safetensors and .*features\.safetensors do not belong together: .*\n"
-    assert re.search(words, done.stderr), done.stderr
-    assert not list((tmp_path / "v").iterdir())
-
-
 def test_mirrored_latents_are_refused(project, tmp_path):
     done = stage(project, "train_diffusion", tmp_path, "--set", "flip=0.5")
     assert done.returncode == 2
