@@ -13,6 +13,7 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from ldm.artifacts import Artifact
+from ldm.errors import InputError
 from ldm.images import from_uint8, to_uint8
 from ldm.networks.latents import Posterior, Standardiser
 from ldm.networks.options import autoencoders
@@ -55,6 +56,9 @@ class ConvVAE(Autoencoder):
         channels, self.height, self.width = shape
         width, blocks, patch = options.width, options.blocks, options.patch or fitting_patch(shape)
         latents = options.latent_channels or fitting_latent_channels(shape, patch)
+        if width == GROUPS and max(shape[1:]) <= patch:
+            problem = "each group of the norm is one channel at one place, which has no norm"
+            raise InputError(f"autoencoders.conv_vae.width: for a grid of one place, {problem}; use a larger width")
         self.padding = (0, -self.width % patch, 0, -self.height % patch)
         conv = partial(nn.Conv2d, kernel_size=3, padding=1)
         coarse = [nn.PixelUnshuffle(patch), conv(patch**2 * channels, width), *(Residual(width) for _ in range(blocks))]

@@ -29,6 +29,7 @@ class UNet(nn.Module):
         if any(side % self.patch for side in shape[1:]):
             raise InputError(f"networks.unet.patch: {self.patch} does not divide the grid of {shape[1]} × {shape[2]}")
         channels = [options.width * multiplier for multiplier in options.multipliers]
+        check_norm(shape, channels, options)
         first, last = channels[0], channels[-1]
         inner = shape[0] * self.patch**2
         self.embed = Embedding(options.embedding, classes)
@@ -78,6 +79,18 @@ class UNet(nn.Module):
             else:
                 x = module(torch.cat([x, skips.pop()], 1), emb)
         return nnf.pixel_shuffle(self.head(x), self.patch)
+
+
+def check_norm(shape: Sequence[int], channels: Sequence[int], options: Any) -> None:
+    """Raises: InputError where a group of the norm would be a single value, of which no norm can be taken.
+
+    shape: (C, h, w) of a sample; channels: at each resolution.
+    """
+    for resolution, count in enumerate(channels):
+        places = math.prod(math.ceil(side / options.patch / 2**resolution) for side in shape[1:])
+        if options.norm == "group" and places == 1 and count == options.groups:
+            problem = f"at resolution {resolution + 1} each of {count} groups is one channel at one place"
+            raise InputError(f"networks.unet.groups: {problem}, which has no norm; use fewer groups or multipliers")
 
 
 def norm(channels: int, options: Any) -> nn.Module:

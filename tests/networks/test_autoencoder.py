@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ldm.errors import InputError
 from ldm.images import to_uint8
 from ldm.networks.autoencoder import (
     IdentityAutoencoder,
@@ -48,12 +49,17 @@ def test_autoencoder_shapes_and_gradients():
     torch.testing.assert_close(tuple(by_two), tuple(whole), rtol=1e-4, atol=1e-5)
 
 
+def test_a_norm_of_one_value_is_refused():
+    with pytest.raises(InputError, match="for a grid of one place, each group of the norm is one channel"):
+        autoencoders.build("conv_vae", {"width": 8, "patch": 28})((1, 28, 28))
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 30, 27), (1, 5, 100), (3, 64, 64)])
 def test_images_of_any_size(shape):
     """What patches do not fill is padded inside, and cut again; the padding is no part of what is decoded."""
     torch.manual_seed(0)
-    vae = autoencoders.build("conv_vae", {"width": 8, "smoothing": 2})(shape)
-    x = torch.rand(2, *shape)
+    vae = autoencoders.build("conv_vae", {"width": 16, "smoothing": 2})(shape)
+    x = torch.rand(1, *shape)
     mean = vae.encode(x).mean
     patch = fitting_patch(shape)
     assert mean.shape[1:] == (fitting_latent_channels(shape, patch), -(-shape[1] // patch), -(-shape[2] // patch))

@@ -78,6 +78,7 @@ def test_unet_sees_time_and_keeps_samples_apart():
         ({"multipliers": [2], "heads": 3}, "heads 3 do not divide the 32 channels"),
         ({"attention": "linear", "heads": 32}, "heads 32 do not divide the 16 channels"),
         ({"patch": 2}, "2 does not divide the grid of 7 × 7"),
+        ({"groups": 16, "multipliers": [1, 1, 1, 1]}, "at resolution 4 each of 16 groups is one channel at one place"),
         ({"block": "vgg"}, "block: 'vgg' will not do"),
         ({"multipliers": []}, "multipliers"),
         ({"dropout": 1.0}, "dropout"),
