@@ -68,12 +68,12 @@ def variance_preserving(betas: Tensor, *, zero_terminal_snr: bool) -> Chain:
     though with zero_terminal_snr the last one may be 1; and for zero_terminal_snr with T = 1.
     """
     length = len(betas)
+    if zero_terminal_snr and length < 2:
+        raise InputError("zero_terminal_snr needs a chain of at least 2 steps, and this one has 1; use a longer chain")
     inner = betas[:-1] if zero_terminal_snr and betas[-1] == 1 else betas
     worst = inner[(inner - 0.5).abs().argmax()].item()
     if not 0 < worst < 1:
         raise InputError(f"{length} steps give a beta of {worst:.3g}, not in (0, 1); use more, or smaller betas")
-    if zero_terminal_snr and length < 2:
-        raise InputError("zero_terminal_snr needs a chain of at least 2 steps, and this one has 1; use a longer chain")
     alphas = (1 - betas.double()).cumprod(0).sqrt()  # (T,)
     if zero_terminal_snr:
         alphas = (alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])

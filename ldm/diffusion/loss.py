@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ldm.config import Positive, Registry
+from ldm.config import Positive, Registry, Sigma
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.prediction import training_target, x0_error_scale
 from ldm.diffusion.schedule import Schedule, broadcast
@@ -45,7 +45,7 @@ def min_snr(snr: Tensor, error_scale: Tensor, *, gamma: Positive = 5.0) -> Tenso
 
 
 @weightings.register
-def edm(snr: Tensor, error_scale: Tensor, *, sigma_data: Positive = 1.0) -> Tensor:
+def edm(snr: Tensor, error_scale: Tensor, *, sigma_data: Sigma = 1.0) -> Tensor:
     """(σ̄² + σ_data²) / (σ̄ σ_data)² ‖Δx0‖², with SNR = 1 / σ̄² (Karras et al. 2022, arXiv:2206.00364, Table 1).
 
     sigma_data: standard deviation of the data; 1 for standardised ones

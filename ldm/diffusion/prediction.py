@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from ldm.config import Positive, Registry
+from ldm.config import Registry, Sigma
 from ldm.lazy import Tensor
 
 Factor = Tensor | float
@@ -42,7 +42,7 @@ def score(alpha_t: Factor, sigma_t: Factor) -> tuple[Factor, Factor]:
 
 
 @predictions.register
-def edm(alpha_t: Factor, sigma_t: Factor, *, sigma_data: Positive = 1.0) -> tuple[Factor, Factor]:
+def edm(alpha_t: Factor, sigma_t: Factor, *, sigma_data: Sigma = 1.0) -> tuple[Factor, Factor]:
     """What EDM's preconditioning leaves to the network (Karras et al. 2022, arXiv:2206.00364, Eq. 7 and Table 1).
 
     With q² = sigma_t² + alpha_t² σ_data² the skip is c_skip = alpha_t σ_data² / q², the output's scale is

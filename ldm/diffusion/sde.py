@@ -10,12 +10,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from ldm.config import Positive, Rho, Sigma
+from ldm.config import Rho, Sigma
 from ldm.diffusion.chains import Chain
 from ldm.diffusion.schedule import Schedule, broadcast, schedules
 from ldm.errors import InputError
 from ldm.lazy import Tensor, torch
 
+Beta = Annotated[float, Field(gt=0, le=10_000)]  # of which squares are finite
 LevelCount = Annotated[int | None, Field(ge=2, le=100_000)]
 
 
@@ -53,7 +54,7 @@ class VP(ItoSDE):
     beta_max: β(1)
     """
 
-    def __init__(self, *, beta_min: Positive = 0.1, beta_max: Positive = 20.0) -> None:
+    def __init__(self, *, beta_min: Beta = 0.1, beta_max: Beta = 20.0) -> None:
         self.beta_min, self.beta_max = beta_min, beta_max
 
     def beta(self, t: Tensor) -> Tensor:

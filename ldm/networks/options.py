@@ -18,7 +18,7 @@ from ldm.lazy import Module
 # (shape) → a module, or (shape, classes=0) for a network that takes classes; shape is that of a sample, (C, H, W)
 Build = Callable[..., Module]
 Sizes = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
-Fit = Annotated[int | None, Field(ge=1, le=MOST)]  # null is what fits the shape
+Fit = Annotated[int | None, Field(ge=1, le=1024)]  # null is what fits the shape
 Even = Annotated[int, Field(ge=2, le=MOST, multiple_of=2)]
 EvenFrom4 = Annotated[int, Field(ge=4, le=MOST, multiple_of=2)]
 Eights = Annotated[int, Field(ge=8, le=MOST, multiple_of=8)]

@@ -73,6 +73,8 @@ def test_beta_one_is_for_zero_terminal_snr_alone():
         schedules.build("linear", {"length": 10, "zero_terminal_snr": True})
     with pytest.raises(InputError, match="zero_terminal_snr needs a chain of at least 2 steps"):
         schedules.build("cosine", {"length": 1, "zero_terminal_snr": True, "beta_max": 0.9})
+    with pytest.raises(InputError, match="zero_terminal_snr needs a chain of at least 2 steps"):
+        schedules.build("linear", {"length": 1, "zero_terminal_snr": True})
 
 
 @pytest.mark.parametrize("length", [200, 1000, 5000])
