@@ -81,5 +81,5 @@ def _encode(frames: list[NDArray[np.uint8]], scale: int, form: str, **options: o
         images = [_in_colours_of(palette, image) for image in images]
     first, *rest = images
     buffer = io.BytesIO()
-    first.save(buffer, form, save_all=bool(rest), append_images=rest, **options)
+    first.save(buffer, form, save_all=form == "GIF", append_images=rest, **options)
     return buffer.getvalue()

@@ -49,6 +49,12 @@ def test_groups_of_equal_images():
     assert groups_of_equals(images).tolist() == [0, 1, 0, 0, 1]
 
 
+def test_an_animation_may_have_one_frame():
+    frame = np.full((2, 2), 200, np.uint8)
+    with Image.open(io.BytesIO(gif([frame], 100, 1000, scale=1))) as animation:
+        assert (np.asarray(animation.convert("L")) == 200).all()
+
+
 def test_an_animation_larger_than_a_gif_can_be_is_refused():
     with pytest.raises(InputError, match="an animation of 2 × 65536 pixels is more than a GIF's 65535 a side; show"):
         gif([np.zeros((1, 32768), np.uint8)] * 2, 100, 1000)
