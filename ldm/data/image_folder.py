@@ -177,7 +177,8 @@ def pixels_of(path: Path, conversion: Conversion) -> Pixels:
             image = opened.copy()
     values, clear = np.asarray(image), image.info.get("transparency")
     bits = getattr(opened, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))[0]
-    if image.mode == "F" or (image.mode == "I" and opened.format == "TIFF"):
+    unbounded = image.mode == "I" and (opened.format == "TIFF" or values.min() < 0 or values.max() >= 2**16)
+    if image.mode == "F" or unbounded:
         raise ValueError("its numbers have no range that is known; convert it to 8 or 16 bits")
     if isinstance(clear, tuple) and max(clear) > 255:
         raise ValueError("one of its colours of 16 bits is transparent; give it an alpha channel")

@@ -201,14 +201,16 @@ def test_a_coloured_background_is_that_colour_behind_grey_too(tmp_path, mode):
     assert grey[0, 0].tolist() == [76]  # its luma
 
 
+@pytest.mark.filterwarnings("ignore:IM image format is deprecated")
 def test_sixteen_bits_with_a_transparent_value_and_thirty_two(tmp_path):
     values = np.array([[300, 40_000]], np.uint16)
     Image.fromarray(values).save(tmp_path / "x.png", transparency=300)
     assert pixels_of(tmp_path / "x.png", Conversion())[..., 0].tolist() == [[255, 156]]
     for value in (-1, 100_000):
-        Image.fromarray(np.array([[0, value]], np.int32)).save(tmp_path / "x.tif")
-        with pytest.raises(ValueError, match="no range that is known"):
-            pixels_of(tmp_path / "x.tif", Conversion())
+        for name in ("x.tif", "x.im"):
+            Image.fromarray(np.array([[0, value]], np.int32)).save(tmp_path / name)
+            with pytest.raises(ValueError, match="no range that is known"):
+                pixels_of(tmp_path / name, Conversion())
 
 
 def test_no_other_program_is_started(tmp_path, monkeypatch):
