@@ -36,7 +36,8 @@ class Config(Section):
 
 
 def compute(run: Run[Config]) -> None:
-    config, images, vaes = run.config, run.load("images"), networks.autoencoder
+    config, inputs, vaes = run.config, run.load_all(), networks.autoencoder
+    images = inputs["images"]
     torch.manual_seed(config.seed)
     generator = torch.Generator(run.device).manual_seed(config.seed)
     train, validation = (images[f"{split}_images"].to(run.device) for split in ("train", "validation"))
@@ -76,13 +77,15 @@ def compute(run: Run[Config]) -> None:
     values = {"data": images.config["data"], "n": len(validation), "reconstruction_mse": mse}
     values |= {"reconstruction_nll": nll.double().mean().item(), "kl": kl}
     few = len(validation) <= networks.FEATURES
-    ratio = ratio_to_floor(run, decoded, (averaged, train) if few else None)
+    ratio = ratio_to_floor(run, inputs, decoded, (averaged, train) if few else None)
     values |= {"active_dimensions": posterior.active_dimensions(), "fid_train" if few else "fid_val": ratio}
     run.write_json("metrics.json", values, digits=4)  # kinds of CPU differ after those
     run.save("vae", averaged.state_dict(), [images], shape=list(train.shape[1:]))
 
 
-def ratio_to_floor(run: Run[Config], decoded: Tensor, instead: tuple[Any, Tensor] | None) -> float | None:
+def ratio_to_floor(
+    run: Run[Config], inputs: dict[str, Any], decoded: Tensor, instead: tuple[Any, Tensor] | None
+) -> float | None:
     """The Fréchet distance of reconstructed validation images to the training images, over that of the images.
 
     instead: for few validation images, the autoencoder and the training images, of which it reconstructs the first,
@@ -90,13 +93,13 @@ def ratio_to_floor(run: Run[Config], decoded: Tensor, instead: tuple[Any, Tensor
     None where there are too few images, or the stage is not given the classifier and its features. What lies above 1 no
     diffusion model can make good: a large ratio is warned of.
     """
-    if not {"classifier", "features"} <= run.inputs.keys():
+    if not {"classifier", "features"} <= inputs.keys():
         return None
-    classifier = networks.classifier.Classifier.from_artifact(run.load("classifier"), run.device)
-    train, held_out = (run.load("features")[split].numpy() for split in ("train", "validation"))
-    train, held_out = (train[1::2], train[::2]) if instead else (train, held_out)
+    classifier = networks.classifier.Classifier.from_artifact(inputs["classifier"], run.device)
+    every, held_out = (inputs["features"][split].numpy() for split in ("train", "validation"))
+    train, held_out = (every[1::2], every[::2]) if instead else (every, held_out)
     if min(len(train), len(held_out)) <= train.shape[1]:
-        warn(run.name, f"{len(train)} training images are too few to tell whether the autoencoder is the limit")
+        warn(run.name, f"{len(every)} training images are too few to tell whether the autoencoder is the limit")
         return None
     if instead:
         vae, images = instead

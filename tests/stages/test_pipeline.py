@@ -277,6 +277,14 @@ def test_latents_of_another_vae_are_refused(project, tmp_path):
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_a_classifier_of_other_images_is_refused_before_the_autoencoder_is_trained(project, tmp_path):
+    assert stage(project, "prepare_data", tmp_path, "--set", "seed=1").returncode == 0
+    done = stage(project, "train_vae", tmp_path / "out", "--in", f"images={tmp_path}/images.safetensors")
+    assert done.returncode == 2
+    assert "classifier.safetensors do not belong together" in done.stderr
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_a_failing_stage_fails_the_repro(copy):
     change(copy / "params.yaml", {"sample.n": 100})
     done = run_in(copy, "dvc", "repro")
@@ -409,12 +417,12 @@ def test_the_autoencoder_is_warned_of_where_it_is_the_limit(project, capsys):
         "classifier": load(project, "train_classifier", "classifier"),
         "features": {"train": features[1::2], "validation": features[::2]},  # of the validation images are too few
     }
-    run: Any = SimpleNamespace(name="train_vae", device="cpu", inputs=inputs, load=inputs.__getitem__)
+    run: Any = SimpleNamespace(name="train_vae", device="cpu")
     pictures = load(project, "prepare_data", "images")["train_images"][::2]
-    assert train_vae.ratio_to_floor(run, pictures, None) == pytest.approx(1, abs=1e-3)
+    assert train_vae.ratio_to_floor(run, inputs, pictures, None) == pytest.approx(1, abs=1e-3)
     assert capsys.readouterr().err == ""
     noise = torch.randint(256, pictures.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    assert train_vae.ratio_to_floor(run, noise, None) > 10
+    assert train_vae.ratio_to_floor(run, inputs, noise, None) > 10
     assert "times as far from the training images as the images themselves" in capsys.readouterr().err
 
 
