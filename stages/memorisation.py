@@ -60,8 +60,8 @@ def compute(run: Run[Config]) -> None:
         near = labels[nearest]
         shares[name], left_out = share_of_copies(score, limits[near], known[near])
         if left_out:
-            why = "no validation image is nearest to the classes that they are nearest to, and says what is usual there"
-            warn(run.name, f"{left_out} of {len(score)} {name} images are left out of the share of copies: {why}")
+            why = "they are nearest to training images of a class that no validation image is nearest to"
+            warn(run.name, f"{left_out} of {len(score)} {name} images cannot be judged, and are left out: {why}")
     values = {"data": images.config["data"], "n": len(generated), "percentile": config.percentile}
     values |= {"copies": shares["generated"], "false_alarms": shares["other validation"]}
     values |= {f"found_{name}": shares.get(name) for name in PLANTED}

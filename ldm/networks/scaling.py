@@ -44,9 +44,9 @@ def scaled_vae_loss(
 ) -> Tensor:
     """As `vae_loss`, where draws of the latents are decoded in other sizes, and compared with the image of that size.
 
-    heights: as the function `heights` gives them, the height to which latents are scaled, in places of the grid →
-    indices into the batch. The likelihood is taken times the ratio of the areas, so that a small image counts as much
-    as a whole one. x: (B, C, H, W) in [0, 1]; eps: (B, c, h, w). Returns (B,).
+    heights: a height in places of the grid → indices into the batch, of the latents that are brought to this height,
+    as the function `heights` gives them. The likelihood is taken times the ratio of the areas, so that a small image
+    counts as much as a whole one. x: (B, C, H, W) in [0, 1]; eps: (B, c, h, w). Returns (B,).
     """
     posterior = vae.encode(x)
     padding: Any = vae.padding

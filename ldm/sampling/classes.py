@@ -53,7 +53,7 @@ def class_seen(denoiser: Denoiser, x: Tensor, noise: Callable[[], Tensor]) -> Te
     """The class that a denoiser takes each sample for, (B, C, h, w) → (B,), as a diffusion classifier.
 
     Noise is added to a sample, and taken away by the denoiser, told one class after another: the class seen is the one
-    of the least squared error over σ̄², summed over the levels `CHECKED`, or in a discrete chain the next ones above,
+    of the least squared error over σ̄², summed over the levels `CHECKED`, or in a discrete chain the nearest ones,
     with the same noise for all classes. Li et al. 2023, arXiv:2303.16203. noise: gives a standard normal draw for all
     samples, (B, C, h, w).
     """
