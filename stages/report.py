@@ -8,6 +8,7 @@ import base64
 import csv
 import io
 import json
+import math
 import re
 import subprocess
 from collections import Counter
@@ -76,16 +77,19 @@ def name_of(path: str) -> str:
 
 
 def cell_of(row: dict[str, Any], key: str) -> str:
-    """A measure, with its deviation, or the class that is meant, where the row has them."""
-    about = {"std": " ± {}", "class": " ({})"}
-    more = [form.format(cell(row[name])) for end, form in about.items() if row.get(name := f"{key}_{end}") is not None]
-    return cell(row.get(key)) + "".join(more)
+    """A measure to the second digit of its deviation, and the class that is meant, where the row has them."""
+    value, std, named = (row.get(key + end) for end in ("", "_std", "_class"))
+    text = cell(value)
+    if isinstance(value, float) and isinstance(std, float) and 0 < std < math.inf:
+        decimals = max(1 - math.floor(math.log10(std)), 0)
+        text = f"{value:,.{decimals}f} ± {std:,.{decimals}f}"
+    return text if named is None else f"{text} ({named})"
 
 
 def cell(value: Any) -> str:
-    """The text of a value: a float with three significant digits, from 1,000 on without decimals; – for None."""
+    """The text of a value: a float with three significant digits, from 100 on without decimals; – for None."""
     if isinstance(value, float):
-        return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
+        return f"{value:#.3g}" if abs(value) < 99.95 else f"{value:,.0f}"
     return "–" if value is None else str(value)
 
 

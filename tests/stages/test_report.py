@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from conftest import ROOT, run_in
 from PIL import Image
 
-from stages.report import PICTURES, cell
+from stages.report import PICTURES, cell_of
 from stages.runner import read_yaml
 from stages.runner.figures import COLOURS
 
@@ -111,6 +112,27 @@ def test_every_picture_is_whole_and_said_in_words(page, project):
     assert grid in (images[0]["src"] or "")
 
 
+@pytest.mark.parametrize(
+    ("value", "about", "text"),
+    [
+        (0.8551, {"std": 0.1402}, "0.86 ± 0.14"),
+        (1.4, {"std": 0.3492}, "1.40 ± 0.35"),
+        (2.2, {"std": 0.0996, "class": "7"}, "2.200 ± 0.100 (7)"),
+        (12030.4, {"std": 2820.2}, "12,030 ± 2,820"),
+        (0.99, {}, "0.990"),
+        (0.0016, {}, "0.00160"),
+        (1731.2, {"std": None}, "1,731"),
+        (1.0, {"std": 0.0}, "1.00"),
+        (1.0, {"std": math.nan}, "1.00"),
+        (math.nan, {"std": 0.1}, "nan ± 0.10"),
+        (None, {"std": 0.1}, "–"),
+        (3, {"class": "oak"}, "3 (oak)"),
+    ],
+)
+def test_a_figure_has_the_digits_of_its_deviation(value, about, text):
+    assert cell_of({"x": value} | {f"x_{end}": x for end, x in about.items()}, "x") == text
+
+
 @pytest.mark.slow
 def test_it_has_the_whole_table_with_a_sentence_for_each_measure(page, project):
     table = json.loads((project / "artifacts/report/measures.json").read_text())
@@ -121,7 +143,7 @@ def test_it_has_the_whole_table_with_a_sentence_for_each_measure(page, project):
         assert row, key
         assert len(row[1]) > 15
         for values in table.values():
-            assert f">{cell(values[key])}" in row[2], key
+            assert f">{cell_of(values, key)}</td>" in row[2], key
 
 
 @pytest.mark.slow
@@ -168,7 +190,7 @@ def test_of_files_from_elsewhere_no_run_is_claimed(project, tmp_path):
     for stage, ran in {"memorisation": False, "decode": False, "sample": True}.items():
         row = page.source.split(f'<th scope="row">{stage}</th>')[1].split("</tr>")[0]
         assert ("<td>–</td>" not in row) is ran, stage
-    assert re.search(r"<code>copies</code></th><td class=\"number\">0.25</td>", page.source)
+    assert re.search(r"<code>copies</code></th><td class=\"number\">0.250</td>", page.source)
     assert len(page.all("img")) == len(PICTURES) - 3 + 4 + 1
 
 
@@ -192,12 +214,14 @@ def test_names_of_classes_are_text(project, tmp_path):
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 @pytest.mark.parametrize("width", [360, 1280])
 def test_a_browser_shows_it(project, tmp_path, width):
-    """No error, no broken picture, and nothing wider than the window."""
+    """No error, no broken picture, nothing wider than the window; the whole table at once where there is room."""
     page = (project / "artifacts/report/report.html").read_text("utf-8")
     check = """<script>addEventListener("load", () => {
         const broken = [...document.images].filter(image => !image.naturalWidth).length;
         const wide = document.documentElement.scrollWidth > innerWidth;
-        document.title = `images ${document.images.length}, broken ${broken}, wide ${wide}`; });</script></body>"""
+        const table = document.querySelector("#table .wide"), cut = table.scrollWidth > table.clientWidth;
+        document.title = `images ${document.images.length}, broken ${broken}, wide ${wide}, cut ${cut}`;
+        });</script></body>"""
     (tmp_path / "page.html").write_text(page.replace("</body>", check), "utf-8")
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
     command += [
@@ -206,7 +230,8 @@ def test_a_browser_shows_it(project, tmp_path, width):
         f"file://{tmp_path}/page.html",
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert f"<title>images {len(PICTURES) + 5}, broken 0, wide false</title>" in done.stdout
+    cut = "true" if width < 1000 else "false"
+    assert f"<title>images {len(PICTURES) + 5}, broken 0, wide false, cut {cut}</title>" in done.stdout
     assert "CONSOLE" not in done.stderr
 
 
@@ -231,7 +256,7 @@ def test_stages_and_plots_of_ones_own_do_no_harm(project, tmp_path):
     page = Page(tmp_path / "report.html")
     assert len(page.all("img")) == len(PICTURES) + 5
     assert page.source.count('<th scope="col">own</th>') == 1
-    assert page.source.count('<td class="number">0.5</td>') == 1
+    assert page.source.count('<td class="number">0.500</td>') == 1
 
 
 @pytest.mark.slow
@@ -247,9 +272,10 @@ def test_every_recipe_has_one(recipe, pictures, tmp_path):
     assert len(set(headings)) == pictures
     for file in read_yaml(ROOT / f"recipes/{recipe}/dvc.yaml").get("metrics", []):
         path = ROOT / f"recipes/{recipe}" / file
-        for key, value in json.loads(path.read_text()).items() if path.exists() else ():
+        row = json.loads(path.read_text()) if path.exists() else {}
+        for key, value in row.items():
             if isinstance(value, float) and not key.endswith("_std"):
-                assert cell(value) in page.text, (file, key)
+                assert cell_of(row, key) in page.text, (file, key)
     if recipe == "toys":
         assert page.source.count("<br><span></span>") == 0  # each measure has its sentence
         assert "moons (2,000)" in page.text
