@@ -12,7 +12,6 @@ from torch import nn
 
 from ldm import artifacts
 from ldm.errors import InputError
-from ldm.images import to_uint8
 
 
 def latents(n: int = 3, shift: float = 0.0) -> dict[str, torch.Tensor]:
@@ -116,7 +115,6 @@ def test_images_that_are_not_bytes_are_refused(tmp_path):
     artifacts.save(tmp_path / "generated.safetensors", "generated", {"images": torch.full((3, 1, 28, 28), 300.0)}, {})
     with pytest.raises(InputError, match=r"'images' is torch\.float32 .*, but torch\.uint8 .* is expected"):
         artifacts.load(tmp_path / "generated.safetensors", "generated")
-    assert to_uint8(torch.tensor([-0.3, 0.5, 1.2])).tolist() == [0, 128, 255]
 
 
 def test_lineage_of_strangers_is_refused(tmp_path):

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from dvc.exceptions import DvcException
 from dvc.utils.hydra import apply_overrides
 from test_documents import DOCUMENTS, commands, values_after
 
@@ -39,11 +38,3 @@ def test_a_documented_experiment_is_a_valid_one(tmp_path, folder, settings):
     for name in changed:
         stage = name if (ROOT / f"stages/{name}.py").exists() else "train_diffusion"  # a training of the ablation
         stage_config(stage).parse(after[name], name)
-
-
-@pytest.mark.parametrize("setting", ["sample.stepz=3", "train_diffusion.networks.unet.dropout=0.1"])
-def test_a_key_that_params_yaml_leaves_out_is_refused_without_plusses(tmp_path, setting):
-    path = shutil.copy(ROOT / "params.yaml", tmp_path)
-    with pytest.raises(DvcException, match="Invalid `--set-param` value"):
-        apply_overrides(str(path), [setting])
-    apply_overrides(str(path), [f"++{setting}"])

@@ -11,7 +11,6 @@ import shlex
 import subprocess
 from collections.abc import Iterator
 from functools import cache
-from inspect import getdoc
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,6 @@ from test_documents import values_after
 
 import ldm
 from ldm import tile
-from ldm.config import Registry
 from ldm.data.toys import toys
 from ldm.diffusion import penalties, predictions, schedules, timestep_samplings, weightings
 from ldm.networks import autoencoders, classifiers, networks
@@ -159,20 +157,6 @@ def test_names_of_test_files_are_unique():
     """Their folders are no packages, so two of one name would be one module."""
     names = [path.name for path in (ROOT / "tests").rglob("*.py")]
     assert len(names) == len(set(names))
-
-
-@pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.name)
-def test_every_choice_states_its_options(registry: Registry):
-    """Each option has a default, that is a valid one, and a meaning; each choice is described."""
-    assert registry.functions
-    for name, function in registry.functions.items():
-        options, text = registry.options(name), getdoc(function) or ""
-        assert text, name
-        assert text.partition(":")[0] not in options.model_fields, f"{name}: its options alone do not say what it is"
-        for option, field in options.model_fields.items():
-            assert field.description, f"{name}.{option}"
-            assert not field.is_required(), f"{name}.{option}"
-        registry.parse(name, options().model_dump())
 
 
 RECIPES = [file.parent for file in sorted(ROOT.glob("recipes/*/dvc.yaml"))]

@@ -133,13 +133,14 @@ def test_packed_files_and_kaggles_names(root, change):
 
 
 @pytest.mark.parametrize("name", known.SETS)
-def test_a_corrupt_file_is_refused_before_it_is_unpacked(root, name, monkeypatch):
+def test_a_corrupt_file_is_refused_before_it_is_parsed(root, name, monkeypatch):
     for place in known.places(name):
         at = root / place
         for file in sorted(at.iterdir()) if at.is_dir() else [at]:
             file.write_bytes(file.read_bytes()[:-1] + b"x")
     for module, function in ((pickle, "load"), (gzip, "decompress"), (scipy.io, "loadmat")):
         monkeypatch.setattr(module, function, lambda *_, **__: pytest.fail("was unpacked"))
+    monkeypatch.setattr(known, "_idx", lambda *_: pytest.fail("was parsed"))
     with pytest.raises(InputError, match=r"is corrupt|is missing or corrupt") as caught:
         known.read(name, root)
     assert str(root) in str(caught.value)

@@ -1,5 +1,6 @@
 """The registries of choices: names, options from signatures, and what is refused."""
 
+from inspect import getdoc
 from typing import Any, get_origin
 
 import pytest
@@ -61,7 +62,9 @@ def test_an_unknown_option_is_refused(registry, name):
 
 @pytest.mark.parametrize(("registry", "name"), EVERY)
 def test_every_option_has_a_type_and_a_meaning(registry, name):
-    assert registry.functions[name].__doc__
+    text = getdoc(registry.functions[name]) or ""
+    assert text
+    assert text.partition(":")[0] not in registry.options(name).model_fields, "its options alone do not say what it is"
     for option, field in registry.options(name).model_fields.items():
         assert field.description, option
         assert isinstance(field.annotation, type) or get_origin(field.annotation), option

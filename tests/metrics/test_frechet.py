@@ -91,8 +91,3 @@ def test_moments_in_batches_are_those_of_the_whole(features):
         assert fitted.n == 500
         np.testing.assert_allclose(fitted.mean, x.mean(0), rtol=1e-12)
         np.testing.assert_allclose(fitted.covariance, whole, rtol=1e-7, atol=1e-7)
-
-
-def test_equal_features_are_refused():
-    with pytest.raises(InputError, match="all 100 samples are equal"):
-        moments(np.ones((100, 4)))

@@ -29,6 +29,8 @@ def test_shifts_and_turns_undo_each_other():
         assert torch.equal(moved[..., 3 + rows : 6 + rows, 3 + columns : 6 + columns], images[..., 3:6, 3:6])
         assert torch.equal(shifted(moved, -rows, -columns), images)
     assert not shifted(torch.ones(1, 1, 4, 4), 1, 0)[..., 0, :].any()  # 0 comes in
+    for angle in (90, -90):
+        torch.testing.assert_close(turned(images, angle), images.rot90(angle // 90, (2, 3)), rtol=0, atol=1e-5)
     assert not torch.equal(turned(images, ANGLES[0]), images)
     assert len(views(images)) == 1 + len(SHIFTS) + len(ANGLES)
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as nnf
 
 from ldm.errors import InputError
 from ldm.images import to_uint8
@@ -62,8 +63,14 @@ def test_images_of_any_size(shape):
     x = torch.rand(1, *shape)
     mean = vae.encode(x).mean
     patch = fitting_patch(shape)
-    assert mean.shape[1:] == (fitting_latent_channels(shape, patch), -(-shape[1] // patch), -(-shape[2] // patch))
-    assert vae.images(mean).shape == x.shape
+    channels, height, width = fitting_latent_channels(shape, patch), -(-shape[1] // patch), -(-shape[2] // patch)
+    assert mean.shape[1:] == (channels, height, width)
+    options = {"width": 16, "smoothing": 2, "patch": patch, "latent_channels": channels}
+    whole = autoencoders.build("conv_vae", options)((shape[0], height * patch, width * patch))
+    whole.load_state_dict(vae.state_dict())
+    padding = (0, width * patch - shape[2], 0, height * patch - shape[1])
+    torch.testing.assert_close(mean, whole.encode(nnf.pad(x, padding, "replicate")).mean)
+    assert torch.equal(vae.images(mean), whole.images(mean)[..., : shape[1], : shape[2]])
 
 
 @pytest.mark.parametrize(

@@ -42,13 +42,16 @@ def test_a_turn_of_an_image_that_is_not_square_shears_nothing():
     x[..., 14:26, 9:11] = 1
     generator = torch.Generator().manual_seed(0)
     turned = [augment(x, generator, shift=0.0, rotation=45.0, scale=0.0) for _ in range(30)]
-    lengths = []
+    lengths, angles = [], []
     for image in turned:
         ys, xs = torch.meshgrid(torch.arange(40.0), torch.arange(20.0), indexing="ij")
         weight = image[0, 0] / image.sum()
         dy, dx = ys - (weight * ys).sum(), xs - (weight * xs).sum()
         lengths.append(float((weight * (dy**2 + dx**2)).sum()))  # the bar's moment of inertia, which no turn changes
+        angle = 0.5 * torch.atan2(2 * (weight * dx * dy).sum(), (weight * (dy**2 - dx**2)).sum())
+        angles.append(abs(float(angle.rad2deg())))
     assert max(lengths) / min(lengths) < 1.1
+    assert 35 < max(angles) < 46
 
 
 def test_augmentation_stays_within_its_bounds():
@@ -58,6 +61,11 @@ def test_augmentation_stays_within_its_bounds():
     unmoved = augment(x, generator, shift=0.0, rotation=0.0, scale=0.0)
     torch.testing.assert_close(unmoved, x, rtol=0, atol=1e-5)
     moved = augment(x, generator, shift=2.0, rotation=0.0, scale=0.0)[:, 0]
-    rows = (moved.sum(2) * torch.arange(28)).sum(1) / moved.sum((1, 2)) - 14
-    assert 1.5 < rows.abs().max() < 2.01
-    assert rows.mean().abs() < 0.3
+    for side in (1, 2):  # down, and to the right
+        centres = (moved.sum(3 - side) * torch.arange(28)).sum(1) / moved.sum((1, 2)) - 14
+        assert 1.5 < centres.abs().max() < 2.01
+        assert centres.mean().abs() < 0.3
+    x[:, :, 10:18, 10:18] = 1
+    areas = augment(x, generator, shift=0.0, rotation=0.0, scale=0.2).sum((1, 2, 3)) / 64
+    assert 1.2**-2 - 0.02 < areas.min() < 0.75
+    assert 1.4 < areas.max() < 0.8**-2 + 0.02

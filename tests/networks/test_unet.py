@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as nnf
 
 from ldm.errors import InputError
 from ldm.networks.options import networks
@@ -57,6 +58,9 @@ def test_images_of_classes(patch):
     after = unet(x, t, labels)
     assert torch.equal(after[0], before[0])
     assert not torch.allclose(after[1], before[1], atol=1e-3)
+    with torch.no_grad():
+        unet.class_images.weight[2] = torch.eye(1, unet.class_images.weight.shape[1])
+    assert unet.class_images(torch.tensor([2]))[0].nonzero().tolist() == [[0, 0, 0]]  # one channel at one place
     assert networks.build("unet", options)((2, 4, 6)).class_images is None  # without classes there is none
 
 
@@ -109,8 +113,10 @@ def test_a_patch_sees_the_grid_it_stands_for():
     for parameter in unet.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     x, t = torch.randn(2, 1, 8, 12), torch.rand(2)
-    assert unet(x, t).shape == x.shape
-    assert unet.stem.weight.shape[1] == 4
+    whole = networks.build("unet", UNET | {"patch": 1})((4, 4, 6))
+    whole.load_state_dict(unet.state_dict())
+    expected = nnf.pixel_shuffle(whole(nnf.pixel_unshuffle(x, 2), t), 2)
+    torch.testing.assert_close(unet(x, t), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(2, 7, 7), (1, 8, 12)])

@@ -11,9 +11,8 @@ from conftest import ROOT, SMALL, change, copy_project, run_in
 from PIL import Image
 
 from ldm import artifacts, images
-from ldm.diffusion import Denoiser, penalties, schedules
+from ldm.diffusion import penalties, schedules
 from ldm.diffusion.chains import Chain
-from ldm.errors import InputError
 from ldm.networks import networks
 from stages.runner import read_yaml
 from stages.train_diffusion import Config
@@ -139,15 +138,6 @@ def test_networks_that_do_not_fit_are_refused(pixels, tmp_path, setting, words):
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
     assert not any(tmp_path.iterdir())
-
-
-def test_weights_of_a_network_for_other_channels_are_refused(pixels):
-    """A denoiser of grey digits, loaded into a network for colour."""
-    artifact = artifacts.load(pixels / FASHION / "artifacts/train_diffusion/denoiser.safetensors", "denoiser")
-    colour = Denoiser.from_config(artifact.config, (3, 28, 28), artifact.config["class_sizes"])
-    words = r"denoiser\.safetensors: tensor .* is torch\.float32 .*, but torch\.float32 .* is expected"
-    with pytest.raises(InputError, match=words):
-        artifact.load_into(colour.network)
 
 
 def test_a_recipe_runs_the_code_of_its_own_checkout(copy, tmp_path):

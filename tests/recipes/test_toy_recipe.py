@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run_in
+from PIL import Image
 
 from ldm import artifacts
 from ldm.data.toys import toys
 from ldm.diffusion import Denoiser, schedules
 from ldm.networks import Standardiser
 from ldm.sampling import Streams, samplers, spacings, states
+from recipes.toys import figures
 from recipes.toys.toy import likelihoods, score
 from stages.runner import path_of, read_yaml
 
@@ -150,8 +152,24 @@ def test_a_toy_from_end_to_end(trained):
     assert {path.name for path in trained.iterdir()} == {Path(path_of(entry)).name for entry in STAGE["outs"]}
     pictures = list(trained.glob("*.png"))
     assert len(pictures) == 4
-    for picture in pictures:
-        assert picture.read_bytes().startswith(b"\x89PNG")
+    for path in pictures:
+        with Image.open(path) as file:
+            picture = np.asarray(file.convert("RGB"))
+        assert 0.5 < (picture == 255).all(-1).mean() < 0.99, path  # the ground, and something on it
+    with Image.open(trained / "animation.gif") as animation:
+        assert animation.n_frames > 10
+
+
+def test_figures_show_what_they_are_given():
+    rng = np.random.default_rng(0)
+    forward, reverse = rng.normal(size=(2, 6, 100, 2))
+    t = np.linspace(1, 0, 6)
+    assert figures.process(reverse, t, "") == figures.process(reverse, t, "")
+    assert figures.process(reverse, t, "") != figures.process(reverse + 0.5, t, "")
+    drawn = figures.densities(forward, reverse, t)
+    assert drawn != figures.densities(forward + 0.5, reverse, t)
+    assert drawn != figures.densities(forward, reverse + 0.5, t)
+    assert figures.animation(reverse, t) != figures.animation(reverse + 0.5, t)
 
 
 def ancestral(x, denoised, s, n, noise):

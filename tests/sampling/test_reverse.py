@@ -70,30 +70,6 @@ def test_states_go_from_the_noise_to_the_sample(path):
     assert torch.equal(last_state(again), every[-1])
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_batches_never_change_a_sample(name):
-    schedule = schedules.build("rectified_flow")
-    sigmas = spacings.build("trailing")(schedule, 8)
-
-    def draw(indices) -> torch.Tensor:
-        *_, end = states(exact_denoiser(schedule), sampler(name), sigmas, Streams(3, indices, (1,)))
-        return end
-
-    together = draw(range(40))
-    torch.testing.assert_close(draw([17])[0], together[17], rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(torch.cat([draw(range(25)), draw(range(25, 40))]), together, rtol=1e-6, atol=1e-6)
-
-
-def test_streams_differ_by_seed_and_index():
-    shape = (2, 3)
-    a, b, c = (Streams(seed, range(3), shape)() for seed in (0, 1, 2**40))
-    flat = torch.cat([a, b, c]).flatten(1)
-    assert len(flat.unique(dim=0)) == 9
-    stream = Streams(0, range(3), shape)
-    assert torch.equal(stream(), a)
-    assert not torch.equal(stream(), a)
-
-
 class OfClasses(nn.Module):
     """A network with random weights, whose output depends on x, t and the class."""
 

@@ -180,18 +180,6 @@ def test_bias_of_the_variance_vanishes_at_the_samplers_rate(name, order):
         assert math.log2(coarse / fine) == pytest.approx(order, abs=0.15)
 
 
-def test_twenty_ancestral_steps_leave_a_unit_gaussian_too_narrow():
-    sigmas = spacings.build("trailing")(schedules.build("linear"), 20)
-    variance = 1 + sigmas[0].item() ** 2
-    for s, n in pairwise(sigmas.tolist()):
-        ratio = (n / s) ** 2
-        variance = (ratio + (1 - ratio) / (1 + s**2)) ** 2 * variance + ratio * (s**2 - n**2)
-    assert variance == pytest.approx(0.71, abs=0.02)
-    start = (1 + sigmas[0] ** 2).sqrt() * NORMAL()
-    *_, end = samplers.build("ddpm")(lambda x, sigma: x / (1 + sigma**2), start, sigmas, NORMAL)
-    assert end.var().item() == pytest.approx(variance, rel=0.02)
-
-
 def test_corrections_reduce_the_bias_of_the_predictor():
     """Few Euler–Maruyama steps leave a Gaussian of wrong variance; Langevin steps at each level mend most of it."""
     sigmas = torch.cat([torch.logspace(1, -1.5, 9, dtype=torch.float64), torch.zeros(1)])

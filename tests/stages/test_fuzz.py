@@ -256,3 +256,6 @@ def test_a_sample_as_real_commands(folder, i):
     done = run_in(folder, *command, PYTHONPATH=str(ROOT))
     assert done.returncode == 2, done.stderr
     judge(2, done.stderr)
+    line = done.stderr.splitlines()[-1]
+    assert (path[-1] if path[1:] else "seed") in line  # and no file that this folder lacks
+    assert "is missing" not in line

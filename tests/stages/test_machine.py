@@ -150,6 +150,7 @@ def test_fp32_is_that_of_ieee_754_within_the_model_and_then_as_before():
         assert done.stdout.startswith(own)
 
 
+@pytest.mark.slow
 def test_fp32_is_that_of_ieee_754_once_a_stage_runs(project):
     """What a stage sets is process-wide, so it is looked at in a process of its own."""
     script = "import sys, torch; from ldm.networks import autoencoder; from stages import encode_latents\n"

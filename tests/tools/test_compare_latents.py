@@ -38,7 +38,8 @@ def test_autoencoders_are_compared(project, tmp_path):
         drawn = networks.classifier.in_batches(classifier.features, networks.autoencoder.decode_images(network, z))
         ratio = frechet.frechet_distance(frechet.moments(drawn.numpy()), train)
         assert values[name] == pytest.approx(ratio / frechet.frechet_distance(validation, train), rel=1e-3)
-    assert values["kl"] > 0
+    kl = posterior.kl_divergence().double().sum().item() / len(posterior.mean)
+    assert values["kl"] == pytest.approx(kl, rel=1e-5)
     assert values["config"]["kl_weight"] == 0.02
     for argument, words in (("a=nosuch.safetensors", "nosuch.safetensors is missing"), ("x", "x: write NAME=PATH for")):
         done = run_in(project, *TOOL, argument, "--out", str(tmp_path / "other.json"))

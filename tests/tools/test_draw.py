@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,10 +91,16 @@ def test_a_grid_and_an_animation(project, file, tmp_path):
 
 
 def test_the_committed_model_draws_where_no_pipeline_has_run(tmp_path):
-    words = ("--labels", "0,1,2,3", "--n", "4", "--steps", "2", "--out", str(tmp_path / "digits.png"))
-    done = run_in(ROOT, sys.executable, "-m", "tools.draw", *words)
+    file = Path("artifacts/export/model.safetensors")
+    (tmp_path / file).parent.mkdir(parents=True)
+    shutil.copy(ROOT / file, tmp_path / file)
+    words = ("--labels", "0,1,2,3", "--n", "4", "--steps", "2", "--out", "digits.png")
+    done = run_in(tmp_path, sys.executable, "-m", "tools.draw", *words, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "digits.png").exists()
+    with Image.open(tmp_path / "digits.png") as grid:
+        pixels = np.asarray(grid)[::2, ::2]
+    images = ldm.load(ROOT / file, "cpu").sample(4, label=[0, 1, 2, 3], steps=2)
+    assert np.abs(pixels.astype(int) - ldm.tile(images, 10)).max() <= 2
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ def test_a_signal_waits_for_the_stage_and_ends_the_repetition(monkeypatch, tmp_p
         def wait(self):
             for error in self.waits:
                 raise error
+            told.append("waited")
             return 130
 
         def terminate(self):
@@ -69,7 +70,7 @@ def test_a_signal_waits_for_the_stage_and_ends_the_repetition(monkeypatch, tmp_p
     monkeypatch.setattr("subprocess.Popen", Stage)
     with pytest.raises(type(stop)):
         Repetition(tmp_path, ()).run_stages(["sample", "decode"], 1, tmp_path, {})
-    assert told == ["stages.sample", *handed_on]
+    assert told == ["stages.sample", *handed_on, "waited"]
 
 
 def test_the_time_of_an_interrupted_run_counts(monkeypatch, tmp_path):

@@ -45,13 +45,13 @@ def test_dropout_is_refused_in_several_processes(monkeypatch):
 
 
 def test_gradients_are_averaged_in_place(monkeypatch):
-    """As if the other process had none but zeros; what has no gradient is left alone, whatever its memory's layout."""
+    """As if the other process had threes alone; what has no gradient is left alone, whatever its memory's layout."""
     network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 1, 1)).to(memory_format=torch.channels_last)
     network[0](torch.randn(1, 2, 5, 5)).square().sum().backward()
     before = [weight.grad.clone() for weight in network[0].parameters()]
     be(monkeypatch, 0, 2)
-    monkeypatch.setattr(distributed.dist, "all_reduce", lambda x: x)
+    monkeypatch.setattr(distributed.dist, "all_reduce", lambda x: x.add_(3))
     distributed.average_gradients(network)
     for weight, gradient in zip(network[0].parameters(), before, strict=True):
-        assert torch.equal(weight.grad, gradient / 2)
+        assert torch.equal(weight.grad, (gradient + 3) / 2)
     assert all(weight.grad is None for weight in network[1].parameters())
