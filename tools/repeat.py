@@ -27,19 +27,9 @@ from numpy.typing import NDArray
 
 from ldm import InputError, Interrupted, write_atomic
 from ldm.lazy import torch
-from stages.runner import (
-    DAG,
-    PARAMS,
-    ROOT,
-    check_writable,
-    device_kind,
-    digest_of,
-    files_of,
-    pick_device,
-    read_section,
-    run_command,
-    with_settings,
-)
+from stages.runner import DAG, PARAMS, ROOT, check_writable, pick_device, read_section, run_command, with_settings
+from stages.runner.checkpoints import device_kind, digest_of
+from stages.runner.run import Files, files_of
 
 TRAINING, SAMPLING = ["train_diffusion"], ["sample", "decode", "evaluate"]
 OWN = ("train_diffusion.seed", "sample.seed", "evaluate.row")  # parameters
@@ -53,9 +43,7 @@ class Repetition(NamedTuple):
     out: Path
     settings: tuple[str, ...]
 
-    def once(
-        self, names: list[str], seed: int, folder: Path, artifacts: dict[str, Path], before: str
-    ) -> dict[str, Path]:
+    def once(self, names: list[str], seed: int, folder: Path, artifacts: Files, before: str) -> Files:
         """Run stages, of which the first takes the seed, where the folder has no result of this key yet.
 
         artifacts: those to read instead of the tracked ones, kind → path; before: the key of these. Returns them with
@@ -74,7 +62,7 @@ class Repetition(NamedTuple):
             write_atomic(record, key.encode())
         return artifacts | {path.stem: path for path in folder.glob("*.safetensors")}
 
-    def run_stages(self, names: list[str], seed: int, out: Path, artifacts: dict[str, Path]) -> None:
+    def run_stages(self, names: list[str], seed: int, out: Path, artifacts: Files) -> None:
         for name in names:
             inputs, _ = files_of(name, Path())
             sources = [word for kind in inputs if kind in artifacts for word in ("--in", f"{kind}={artifacts[kind]}")]
@@ -93,9 +81,7 @@ class Repetition(NamedTuple):
                 raise InputError(f"seed {seed}: {name} failed (exit code {code}); its message is above")
             artifacts = artifacts | {path.stem: path for path in out.glob("*.safetensors")}
 
-    def sampled(
-        self, seeds: list[int], folder: Path, artifacts: dict[str, Path], before: str
-    ) -> Iterator[dict[str, Any]]:
+    def sampled(self, seeds: list[int], folder: Path, artifacts: Files, before: str) -> Iterator[dict[str, Any]]:
         """The measures of a model's samples, by seed."""
         for seed in seeds:
             self.once(SAMPLING, seed, folder / f"sample-{seed}", artifacts, before)
