@@ -1,4 +1,5 @@
 from .checkpoints import FOLDER as FOLDER
+from .checkpoints import LOGS as LOGS
 from .checkpoints import ROOT as ROOT
 from .checkpoints import Checkpoints as Checkpoints
 from .checkpoints import device_kind as device_kind
@@ -10,7 +11,6 @@ from .command import stage as stage
 from .figures import new_figure as new_figure
 from .figures import png_of as png_of
 from .fit import fit as fit
-from .log import LOGS as LOGS
 from .parameters import PARAMS as PARAMS
 from .parameters import parameters_of as parameters_of
 from .parameters import read_section as read_section

@@ -1,27 +1,34 @@
-"""Checkpoints: the states that a run writes on its way, so that it can be resumed after any interruption.
+"""What a run leaves beside its outputs, for git and DVC to ignore: checkpoints on its way, and a log at its end.
 
-They lie in `checkpoints/<stage>/<key>/`, which git and DVC ignore. The key is a hash over all that the run depends on,
-so a run never resumes from the state of other parameters, inputs, code or another kind of machine. Those of other runs
-are removed after a week.
+Checkpoints are the states from which it can be resumed after any interruption. They are in `checkpoints/<stage>/<key>`.
+The key is a hash over all that the run depends on, so a run never resumes from the state of other parameters, inputs,
+code or another kind of machine. Those of other runs are removed after a week.
+
+The log says how long the stage's last run took, how much memory, on what; `report` shows it. It lies in artifacts/logs
+of the pipeline or recipe; a run by hand with --out leaves none.
 """
 
 import hashlib
 import json
 import platform
+import resource
 import shutil
 import signal
 import sys
 import time
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ldm import InputError, Interrupted, artifacts, training
 from ldm.lazy import Tensor, torch
+from stages.runner.processes import COUNT
 from stages.runner.run import Run, warn
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path("checkpoints")
+LOGS = Path("artifacts/logs")  # below the folder of dvc.yaml
 STATES = 2  # how many states of a run are kept, the newest ones
 WEEK = 7 * 24 * 3600  # seconds
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -192,3 +199,18 @@ def digest_of(path: Path) -> str:
     """The SHA-256 of a file, which is read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_log(run: Run[Any], started: float, precision: str) -> None:
+    """started: of time.monotonic. The digests of the outputs tell whether a file is the one that this run wrote."""
+    about: dict[str, Any] = {"stage": run.name, "ended": datetime.now(UTC).isoformat(timespec="seconds")}
+    about |= {"seconds": round(time.monotonic() - started, 1)}
+    about |= {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}  # Linux counts in KiB
+    about |= {"gpu_peak_mib": torch.cuda.max_memory_allocated(run.device) // 2**20} if run.device_type == "cuda" else {}
+    about |= {"device": device_kind(run.device), "precision": precision, "threads": torch.get_num_threads()}
+    about |= {"processes": COUNT, "python": platform.python_version(), "torch": torch.__version__} | run.notes
+    about["outputs"] = {path.name: digest_of(path) for path in run.outputs.values() if path.exists()}
+    try:
+        artifacts.write_atomic(run.recipe / LOGS / f"{run.name}.json", json.dumps(about, indent=1).encode())
+    except OSError as error:  # the stage has done its work
+        warn(run.name, f"no log could be kept in {run.recipe / LOGS} ({error.strerror}); free space there")

@@ -24,8 +24,7 @@ from ldm.errors import in_one_line
 from ldm.lazy import torch
 from ldm.precision import has_bf16, ieee_fp32, settled
 from stages.runner import processes
-from stages.runner.checkpoints import SIGNALS
-from stages.runner.log import write_log
+from stages.runner.checkpoints import SIGNALS, write_log
 from stages.runner.parameters import PARAMS, as_written, parameters_of, read_section, read_yaml, with_settings
 from stages.runner.run import C, Run, files_of, warn
 
