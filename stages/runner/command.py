@@ -2,7 +2,6 @@
 
 import ctypes
 import errno
-import io
 import os
 import re
 import shutil
@@ -120,7 +119,7 @@ def run_command(command: click.Command, name: str) -> None:
     """Run a command; a user's mistake becomes one line on standard error and exit code 2."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+        if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that has no ≥ shows a question mark
     signal.signal(signal.SIGTERM, _stop)  # so that nothing temporary is left
     try:
