@@ -153,8 +153,8 @@ def pick_device(text: str) -> str:
     """`auto` takes the GPU where there is one. Raises: InputError for a device that is not there."""
     if text == "cpu":
         return text
-    with warnings.catch_warnings(record=True) as caught:  # of a driver that is too old, torch warns in several lines
-        warnings.simplefilter("always")
+    # of a driver that is too old, torch warns in several lines
+    with warnings.catch_warnings(record=True, action="always") as caught:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         why = f" ({str(caught[0].message).partition('. ')[0]})" if caught else ""
         oldest = min((int(re.sub(r"\D", "", arch)) for arch in torch.cuda.get_arch_list() if count), default=0)
