@@ -70,11 +70,10 @@ def with_settings(section: dict[str, Any], settings: Sequence[str]) -> dict[str,
             raise InputError(f"--set {shown(setting)} is not of the form KEY=VALUE, with at most {DEEPEST} dots in KEY")
         place, *inner, last = section, *key.split(".")
         for i, name in enumerate(inner):
-            own = copy(place.get(name, {}))  # which an anchor may share with another place
-            if not isinstance(own, dict):
+            place[name] = copy(place.get(name, {}))  # which an anchor may share with another place
+            place = place[name]
+            if not isinstance(place, dict):
                 raise InputError(f"--set {key}: {'.'.join(inner[: i + 1])} has no parameters of its own")
-            place[name] = own
-            place = own
         place[last] = (None if text == "null" else text) if last in AS_WRITTEN else _yaml_value(key, text)
     return section
 
