@@ -73,10 +73,9 @@ class Run(Generic[C]):
         """Write another output, by its file name."""
         artifacts.write_atomic(self.outputs[file], data)
 
-    def write_json(self, file: str, values: Any, digits: int | None = None) -> None:
-        """Write a JSON file, by its file name; its fractions to so many significant digits, None for all of them."""
-        if digits is not None:
-            values = json.loads(json.dumps(values), parse_float=lambda text: float(f"{float(text):.{digits}g}"))
+    def write_json(self, file: str, values: Any, digits: int = 17) -> None:
+        """Write a JSON file, by its file name; its fractions to so many significant digits, of which 17 are all."""
+        values = json.loads(json.dumps(values), parse_float=lambda text: float(f"{float(text):.{digits}g}"))
         self.write(file, json.dumps(values, indent=1).encode())
 
 
