@@ -10,7 +10,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ from tools.check import check_parameters
 
 SHAPES = dict.fromkeys(("cifar10", "cifar100", "svhn"), (3, 32, 32))  # (C, H, W) of the sets that differ from MNIST
 MNIST = (1, 28, 28)
-COLOUR = {"train_vae.likelihood": "gaussian", "train_vae.kl_weight": 0.2, "train_vae.scaled": 0.0}
-NETWORK, OPTIMISATION = "train_diffusion.networks.unet", "train_diffusion.optimisation."
+COLOUR = ["train_vae.likelihood=gaussian", "train_vae.kl_weight=0.2", "train_vae.scaled=0.0"]
+NETWORK, OPTIMISATION = "train_diffusion.networks.unet", "train_diffusion.optimisation"
 EPOCHS, FEWEST_STEPS = 300, 1000  # after more of them the emoji's validation loss rose
 OFTEN, DROPOUT = 100, 0.1  # a U-Net whose training sees each picture more often than that takes dropout
 NEEDED = ("prepare_data", "train_diffusion", "sample", "evaluate")  # stages that a recipe to start from must have
@@ -116,37 +116,32 @@ def fitting_settings(values: dict[str, Any], settings: Sequence[str], own_sizes:
         raise InputError("--set prepare_data.dataset=folder: which one? Add --set prepare_data.root=FOLDER")
     shape = SHAPES.get(config.dataset, MNIST)
     # the look at each sample has been tried with ten digits alone, and takes three evaluations for each class
-    chosen: dict[str, object] = {} if own_sizes or config.dataset == before else {"sample.redraw": False}
+    chosen = [] if own_sizes or config.dataset == before else ["sample.redraw=false"]
     if config.dataset == "folder":
         shape, count = of_folder(config)
         n = min(max(round(config.shares[2] * count), 200), 10_000)  # the grid shows 200
-        chosen |= {f"{stage}.n": n for stage in ("sample", "evaluate", "memorisation") if stage in values}
+        chosen += [f"{stage}.n={n}" for stage in ("sample", "evaluate", "memorisation") if stage in values]
     if shape != MNIST and not own_sizes:
         channels, height, width = shape
         if "train_vae" in values:
             patch = networks.autoencoder.fitting_patch(shape)
             channels = networks.autoencoder.fitting_latent_channels(shape, patch)
             height, width = -(-height // patch), -(-width // patch)
-            chosen |= COLOUR if shape[0] == 3 else {"train_vae.scaled": 0.0} if height < 3 else {}
-        chosen[f"{NETWORK}.width"] = 64 if channels * height * width <= 512 else 96
-        chosen[OPTIMISATION + "batch_size"] = 256 if height * width <= 100 else 64
-    fitted = with_settings(dict(values), [*as_settings(chosen), *settings])
+            chosen += COLOUR if shape[0] == 3 else ["train_vae.scaled=0.0"] if height < 3 else []
+        chosen.append(f"{NETWORK}.width={64 if channels * height * width <= 512 else 96}")
+        chosen.append(f"{OPTIMISATION}.batch_size={256 if height * width <= 100 else 64}")
+    fitted = with_settings(dict(values), [*chosen, *settings])
     training = train_diffusion.Config.parse(fitted["train_diffusion"], "train_diffusion")
     patch = training.networks.get("unet", {}).get("patch", 1)
     if "train_vae" not in values and any(side % patch for side in shape[1:]):
-        chosen[f"{NETWORK}.patch"] = math.gcd(patch, *shape[1:])
+        chosen.append(f"{NETWORK}.patch={math.gcd(patch, *shape[1:])}")
     if not own_sizes and config.dataset == "folder":
         own = training.optimisation
         steps = max(round(config.shares[0] * count * EPOCHS / own.batch_size / 100) * 100, FEWEST_STEPS)
-        chosen[OPTIMISATION + "steps"] = min(steps, own.steps)
+        chosen.append(f"{OPTIMISATION}.steps={min(steps, own.steps)}")
         if own.steps * own.batch_size > OFTEN * config.shares[0] * count and training.network == "unet":
-            chosen[f"{NETWORK}.dropout"] = DROPOUT
-    return as_settings(chosen)
-
-
-def as_settings(values: Mapping[str, object]) -> list[str]:
-    """Parameters as texts KEY=VALUE, which --set takes."""
-    return [f"{key}={value}" for key, value in values.items()]
+            chosen.append(f"{NETWORK}.dropout={DROPOUT}")
+    return chosen
 
 
 def as_path(path: Path) -> str:
