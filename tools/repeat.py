@@ -63,13 +63,11 @@ class Repetition(NamedTuple):
         return artifacts | {path.stem: path for path in folder.glob("*.safetensors")}
 
     def run_stages(self, names: list[str], seed: int, out: Path, artifacts: Files) -> None:
+        settings = [*self.settings, f"{names[0]}.seed={seed}", "evaluate.row=diffusion"]
         for name in names:
-            inputs, _ = files_of(name, Path())
-            sources = [word for kind in inputs if kind in artifacts for word in ("--in", f"{kind}={artifacts[kind]}")]
-            own = [text.removeprefix(f"{name}.") for text in self.settings if text.startswith(f"{name}.")]
-            own += [f"seed={seed}"] if name == names[0] else ["row=diffusion"] if name == "evaluate" else []
-            words = [*sources, *(word for text in own for word in ("--set", text)), "--out", str(out)]
-            stage = subprocess.Popen([sys.executable, "-m", f"stages.{name}", *words])
+            words = [f"--in={kind}={artifacts[kind]}" for kind in files_of(name, Path())[0] if kind in artifacts]
+            words += [f"--set={text.removeprefix(f'{name}.')}" for text in settings if text.startswith(f"{name}.")]
+            stage = subprocess.Popen([sys.executable, "-m", f"stages.{name}", *words, f"--out={out}"])
             try:
                 stage.wait()
             except Interrupted:  # Ctrl-C is sent to the stage too
