@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from ldm import InputError, Interrupted, write_atomic
 from ldm.lazy import torch
-from stages.runner import DAG, PARAMS, ROOT, check_writable, pick_device, read_section, run_command, with_settings
+from stages.runner import DAG, PARAMS, ROOT, check_writable, pick_device, read_yaml, run_command, with_settings
 from stages.runner.checkpoints import device_kind, digest_of
 from stages.runner.run import Files, files_of
 
@@ -157,11 +157,10 @@ def variances(values: NDArray[np.float64]) -> tuple[float | None, float | None]:
     return float(training), float(noise + both)
 
 
-def section_of(name: str, settings: Sequence[str]) -> dict[str, Any]:
-    """The parameters that a stage runs with, but for those that this command sets itself."""
-    own = [text.removeprefix(f"{name}.") for text in settings if text.startswith(f"{name}.")]
-    values = with_settings(read_section(PARAMS, name), own)
-    return {key: value for key, value in values.items() if f"{name}.{key}" not in OWN}
+def sections_of(names: list[str], settings: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The parameters that stages run with, but for those that this command sets itself."""
+    values = with_settings(read_yaml(PARAMS), settings)
+    return {name: {key: value for key, value in values[name].items() if f"{name}.{key}" not in OWN} for name in names}
 
 
 def numbers(context: click.Context, option: click.Parameter, text: str | None) -> list[int]:
@@ -195,7 +194,7 @@ def command(train: list[int], sample: list[int], settings: tuple[str, ...], out:
     repetition = Repetition(out, settings)
     rows = [repetition.trained(seed, sample) for seed in train] or [list(repetition.sampled(sample, out, {}, ""))]
     about = {key: rows[0][0][key] for key in ("data", "n")} | {"train": train, "sample": sample, "set": settings}
-    about |= {"parameters": {name: section_of(name, settings) for name in known}}
+    about |= {"parameters": sections_of(known, settings)}
     times = [sum(seconds_of(out / f"train-{seed}").values()) for seed in train]
     about |= {"training_seconds": [round(seconds) for seconds in times]} if train else {}
     measures = summary(rows)
