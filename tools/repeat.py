@@ -194,9 +194,8 @@ def command(train: list[int], sample: list[int], settings: tuple[str, ...], out:
     repetition = Repetition(out, settings)
     rows = [repetition.trained(seed, sample) for seed in train] or [list(repetition.sampled(sample, out, {}, ""))]
     about = {key: rows[0][0][key] for key in ("data", "n")} | {"train": train, "sample": sample, "set": settings}
-    about |= {"parameters": sections_of(known, settings)}
-    times = [sum(seconds_of(out / f"train-{seed}").values()) for seed in train]
-    about |= {"training_seconds": [round(seconds) for seconds in times]} if train else {}
+    seconds = [round(sum(seconds_of(out / f"train-{seed}").values())) for seed in train]
+    about |= {"parameters": sections_of(known, settings)} | ({"training_seconds": seconds} if train else {})
     measures = summary(rows)
     write_atomic(out / "summary.json", json.dumps(about | measures, indent=1).encode())
     print(f"{about['data']}, n = {about['n']}, sampling seeds {sample}, training seeds {train or 'as committed'}")
