@@ -53,12 +53,11 @@ class Repetition(NamedTuple):
         record, key = folder / "key.txt", f"{key_of(names)} {' '.join(own)} {before}".strip()
         if not record.exists() or record.read_text("utf-8") != key:
             record.unlink(missing_ok=True)
-            started, before_this = time.monotonic(), seconds_of(folder).get(key, 0.0)
+            started = time.monotonic() - seconds_of(folder).get(key, 0.0)  # what was interrupted is resumed
             try:
                 self.run_stages(names, seed, folder, artifacts)
-            finally:  # what is interrupted is resumed
-                seconds = {key: before_this + time.monotonic() - started}
-                write_atomic(folder / "seconds.json", json.dumps(seconds).encode())
+            finally:
+                write_atomic(folder / "seconds.json", json.dumps({key: time.monotonic() - started}).encode())
             write_atomic(record, key.encode())
         return artifacts | {path.stem: path for path in folder.glob("*.safetensors")}
 
