@@ -20,9 +20,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ldm import InputError, Section, artifacts, data
-from stages.runner import DAG, LOGS, ROOT, Run, digest_of, files_of, new_figure, parameters_of, read_yaml, stage
-from stages.runner.parameters import as_written
-from stages.runner.run import path_of
+from stages.runner import DAG, LOGS, ROOT, Run, digest_of, files_of, new_figure, path_of, stage
+from stages.runner.parameters import as_written, parameters_of, read_yaml
 
 TEMPLATE = "report.html"
 TYPES = {".png": "image/png", ".gif": "image/gif", ".svg": "image/svg+xml"}
