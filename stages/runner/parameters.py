@@ -8,8 +8,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
-from ruamel.yaml import YAML, constructor, nodes
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml import YAML, YAMLError, constructor, nodes
 
 from ldm import InputError, Section, choices_of
 from ldm.config import MOST, shown
