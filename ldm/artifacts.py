@@ -63,7 +63,7 @@ class Artifact:
             return make(self.config)
         except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:
             problem = f"its configuration describes no {self.kind} ({type(error).__name__}: {error})"
-            raise InputError(f"{self.path}: {problem}; {_remedy(self.kind)}") from None
+            raise InputError(f"{self.path}: {problem}; {_remedy(self.kind, self.path)}") from None
 
     def load_into(self, network: N, device: str = "cpu") -> N:
         """Copy the weights into a network, and return it on a device, in evaluation mode.
@@ -82,13 +82,14 @@ class Artifact:
         """
         for name in sorted(expected.keys() ^ self.tensors.keys()):
             problem = "missing" if name in expected else "not part of it"
-            raise InputError(f"{self.path}: tensor {name!r} is {problem}; {_remedy(self.kind)}")
+            raise InputError(f"{self.path}: tensor {name!r} is {problem}; {_remedy(self.kind, self.path)}")
         for name, (dtype, sizes) in expected.items():
             own, shape = str(self[name].dtype), tuple(self[name].shape)
             fits = len(shape) == len(sizes) and all(w in (None, s) for s, w in zip(shape, sizes, strict=True))
             if own != dtype or not fits:
                 wanted = f"{dtype} {tuple('any' if size is None else size for size in sizes)} is expected"
-                raise InputError(f"{self.path}: tensor {name!r} is {own} {shape}, but {wanted}; {_remedy(self.kind)}")
+                problem = f"tensor {name!r} is {own} {shape}, but {wanted}"
+                raise InputError(f"{self.path}: {problem}; {_remedy(self.kind, self.path)}")
 
 
 def save(
@@ -110,17 +111,18 @@ def save(
     write_atomic(path, header, memoryview(raw)[end:])
 
 
-def load(path: Path, kind: str) -> Artifact:
+def load(path: str | Path, kind: str) -> Artifact:
     """Read and check an artifact: digest, schema, kind, tensor names, shapes and dtypes.
 
     The file is hashed in pieces, and its tensors are the one copy of it in memory. Raises: InputError, naming the file
     and the command that rebuilds it.
     """
+    path = Path(path)
     try:
         file = path.open("rb")
     except FileNotFoundError:
         where = "" if path.is_absolute() else f" in {Path.cwd()}"
-        raise InputError(f"{path} is missing{where}; {_remedy(kind)}") from None
+        raise InputError(f"{path} is missing{where}; {_remedy(kind, path)}") from None
     try:
         with file:
             start = file.read(8)
@@ -140,10 +142,10 @@ def load(path: Path, kind: str) -> Artifact:
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         intact = False
     if not intact:
-        raise InputError(f"{path} is truncated, corrupt or not an artifact of this project; {_remedy(kind)}")
+        raise InputError(f"{path} is truncated, corrupt or not an artifact of this project; {_remedy(kind, path)}")
     if (schema, own_kind) != (SCHEMA, kind):
         expected = f"{kind!r} in schema {SCHEMA}"
-        raise InputError(f"{path} holds {own_kind!r} in schema {schema}, not {expected}; {_remedy(kind)}")
+        raise InputError(f"{path} holds {own_kind!r} in schema {schema}, not {expected}; {_remedy(kind, path)}")
     artifact = Artifact(path, kind, tensors, meta["config"], meta["lineage"], whole.hexdigest())
     if kind in TENSORS:
         _check_form(artifact)
@@ -218,9 +220,13 @@ def _check_form(artifact: Artifact) -> None:
     artifact.check_tensors(expected)
     for name, tensor in artifact.tensors.items():
         if not tensor.isfinite().all():
-            raise InputError(f"{artifact.path}: tensor {name!r} holds NaN or infinite values; {_remedy(artifact.kind)}")
+            remedy = _remedy(artifact.kind, artifact.path)
+            raise InputError(f"{artifact.path}: tensor {name!r} holds NaN or infinite values; {remedy}")
 
 
-def _remedy(kind: str) -> str:
-    stage = STAGES.get(kind)
-    return f"rebuild it with 'dvc repro {stage}'" if stage else "remove it, and run the stage again"
+def _remedy(kind: str, path: Path) -> str:
+    """The command that makes a file anew, in its recipe where it lies in one's folder artifacts."""
+    if kind not in STAGES:
+        return "remove it, and run the stage again"
+    recipe, marker, _ = path.as_posix().rpartition("/artifacts/")
+    return f"rebuild it with 'dvc repro {f'{recipe}/dvc.yaml:' if marker and recipe else ''}{STAGES[kind]}'"

@@ -176,7 +176,9 @@ def _first_problem(cls: type[Section], error: ValidationError, where: str) -> st
             return f"{place}: the parameter is missing{more}"
         case "value_error":
             return f"{place}: {problem['ctx']['error']}{more}"
-    expected = problem["msg"].replace("Input should be", "it should be")
+    expected = problem["msg"].replace("Input should be", "it should be").replace("a valid tuple", "a list, as [1, 2]")
+    if problem["type"] in ("dict_type", "model_type"):
+        expected = "it should be a mapping, as {name: value}"
     number = problem["type"] == "string_type" and isinstance(problem["input"], float)
     quotes = ": write it in quotes" if number else ""
     return f"{place}: {shown(problem['input'])} will not do; {expected}{quotes}{more}"

@@ -187,6 +187,10 @@ def load(path: str | Path, device: str | None = None) -> Model:
 
 
 def _parts_of_folder(folder: Path) -> dict[str, Artifact]:
+    if not (folder / artifacts.STAGES["latents"]).is_dir():
+        remedy = "name a model file, such as artifacts/export/model.safetensors, or the folder artifacts of a recipe"
+        raise InputError(f"{folder} holds no artifacts of a pipeline; {remedy}")
+
     def read(kind: str) -> Artifact:
         return artifacts.load(folder / artifacts.STAGES[kind] / f"{kind}.safetensors", kind)
 

@@ -14,14 +14,14 @@ class Config(Section):
     columns: columns of the grid
     rows: rows of the grid
     frames: most frames of the animation; of a longer sampling run, so many states at equal distances
-    frame_ms: milliseconds that a frame of the animation stays
+    frame_ms: milliseconds that a frame of the animation stays; a GIF counts in tens
     """
 
     batch_size: Count
     columns: Count
     rows: Count
     frames: Several = 50
-    frame_ms: int = Field(120, ge=20, le=10_000)
+    frame_ms: int = Field(120, ge=20, le=10_000, multiple_of=10)
 
 
 def compute(run: Run[Config]) -> None:

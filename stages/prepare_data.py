@@ -86,6 +86,8 @@ class Config(Section):
             raise InputError(f"source 'embedded' has no {self.dataset}; choose source auto")
         own = {"folder": OF_FOLDERS, "emnist": ["split"]}.get(self.dataset, [])
         others = [name for name in (*OF_FOLDERS, "split") if name not in own]
+        if self.dataset != "folder" and self.source != "embedded":
+            others += ["shares"]
         if unread := [name for name in others if getattr(self, name) != type(self).model_fields[name].default]:
             raise InputError(f"dataset {self.dataset} takes no {' and no '.join(unread)}; leave that out")
         if abs(sum(self.shares) - 1) > 1e-6:

@@ -117,6 +117,19 @@ def test_images_that_are_not_bytes_are_refused(tmp_path):
         artifacts.load(tmp_path / "generated.safetensors", "generated")
 
 
+@pytest.mark.parametrize(
+    ("path", "command"),
+    [
+        ("artifacts/sample/samples.safetensors", "dvc repro sample"),
+        ("recipes/x/artifacts/sample/samples.safetensors", "dvc repro recipes/x/dvc.yaml:sample"),
+        ("elsewhere/samples.safetensors", "dvc repro sample"),
+    ],
+)
+def test_a_missing_artifact_is_rebuilt_by_its_own_pipeline(path, command):
+    with pytest.raises(InputError, match=f"{path} is missing in .*; rebuild it with '{command}'$"):
+        artifacts.load(path, "samples")
+
+
 def test_lineage_of_strangers_is_refused(tmp_path):
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()

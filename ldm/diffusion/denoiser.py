@@ -55,6 +55,10 @@ class Denoiser:
     def predict(self, x_t: Tensor, level: Level, labels: Tensor | None = None) -> Tensor:
         """The network's output F. x_t: (B, C, h, w) of any float type; level, labels: (B,); returns float32."""
         unit = x_t / broadcast((level.alpha_t**2 + level.sigma_t**2).sqrt(), x_t)
+        if labels is None and self.class_sizes:
+            raise InputError(
+                f"labels None: this network takes the class of each sample, (B,), below {len(self.class_sizes)}"
+            )
         condition = () if labels is None else (labels,)
         return self.network(unit.float(), level.t.float(), *condition).float()
 

@@ -37,8 +37,9 @@ class Guided:
         """
         if label is None:
             return None
+        shown = label or repr(label)  # which may be empty text
         if not self.class_sizes:
-            raise InputError(f"label {label}: the denoiser was trained without labels; set null, or class_labels")
+            raise InputError(f"label {shown}: the denoiser was trained without labels; set null, or class_labels")
         known = {name: index for index, name in enumerate(self.class_names) if self.class_sizes[index]}
         # letters with accents have two spellings, of which a folder's name and a keyboard may choose different ones
         of_text = {str(index): index for index in known.values()}
@@ -48,7 +49,7 @@ class Guided:
                 return of_text[text]
         if isinstance(label, Integral) and not isinstance(label, bool) and label in known.values():
             return int(label)
-        raise InputError(f"label {label}: the denoiser was not trained on this class, but on {', '.join(known)}")
+        raise InputError(f"label {shown}: the denoiser was not trained on this class, but on {', '.join(known)}")
 
     def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """As `Denoiser.__call__`."""

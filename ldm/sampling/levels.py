@@ -65,8 +65,9 @@ def log_snr(schedule: Schedule, steps: int, *, sigma_min: Sigma = 0.002, sigma_m
 def check_sigmas(sigmas: Tensor) -> Tensor:
     """Return the levels (N + 1,) unchanged. Raises: InputError unless they decrease strictly to 0."""
     if len(sigmas) < 2 or sigmas[-1] != 0 or not (sigmas[:-1] > sigmas[1:]).all():
-        listed = ", ".join(f"{s:.4g}" for s in sigmas.tolist()[:6])
-        raise InputError(f"noise levels must decrease to 0, but these do not: {listed}, …; on a chain, use fewer steps")
+        first = next(iter((sigmas[1:] >= sigmas[:-1]).nonzero()[:, 0].tolist()), -1)  # or else the end, which is not 0
+        listed = " → ".join(f"{s:.4g}" for s in sigmas[first:][:2].tolist())
+        raise InputError(f"noise levels must decrease to 0, but these do not: {listed}; on a chain, use fewer steps")
     return sigmas
 
 

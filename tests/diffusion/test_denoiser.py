@@ -94,6 +94,12 @@ def test_levels_that_are_none_are_refused():
             denoiser(x, torch.tensor(sigma, dtype=torch.float64))
 
 
+def test_a_network_of_classes_is_told_them():
+    denoiser = Denoiser(lambda x, t: x, schedules.build("linear"), predictions.build("x0"), class_sizes=(5, 7))
+    with pytest.raises(InputError, match="labels None: this network takes the class"):
+        denoiser.predict(torch.randn(2, 1), denoiser.schedule.at(torch.rand(2)))
+
+
 @pytest.mark.parametrize("word", ["eps", "score"])
 def test_noise_cannot_be_predicted_without_signal(word):
     with pytest.raises(InputError, match=r"choose .*x0, v, flow or edm"):

@@ -120,6 +120,8 @@ def test_defaults_build_every_choice(registry, name):
         (predictions, "edm", {"sigma_data": 1e-200}, "predictions.edm.sigma_data: 1e-200 will not do"),
         (weightings, "edm", {"sigma_data": 1e-200}, "weightings.edm.sigma_data: 1e-200 will not do"),
         (autoencoders, "conv_vae", {"patch": 1025}, "autoencoders.conv_vae.patch: 1025 will not do"),
+        (networks, "unet", {"multipliers": "1,2"}, "'1,2' will not do; it should be a list, as [1, 2]"),
+        (samplers, "ddim", 5, "samplers.ddim: 5 will not do; it should be a mapping, as {name: value}"),
         (samplers, "ddpm", {"variance": "gamma"}, "samplers.ddpm.variance: 'gamma' will not do"),
         (networks, "unet", {"multipliers": []}, "networks.unet.multipliers: [] will not do"),
         (networks, "unet", {"width": 48, "groups": 7}, "width 48 times the multiplier 1 gives 48 channels"),

@@ -6,7 +6,7 @@ import torch.nn.functional as nnf
 
 from ldm.errors import InputError
 from ldm.networks.options import networks
-from ldm.networks.unet import LinearAttention
+from ldm.networks.unet import Downsample, LinearAttention
 
 UNET = {"width": 16, "multipliers": [1, 2], "blocks": 1, "embedding": 32, "groups": 8, "heads": 2}
 CONV_UNET = {"channels": [16, 24, 32], "blocks": 2, "embedding": 16}
@@ -91,6 +91,23 @@ def test_unet_sees_time_and_keeps_samples_apart():
 def test_bad_unets_are_refused(options, words):
     with pytest.raises(InputError, match=words):
         networks.build("unet", UNET | options)((2, 7, 7))
+
+
+def test_a_grid_one_place_wide_is_halved_alike_each_time():
+    """In bf16, whatever lay in the memory before; as a grid of one row is."""
+    torch.manual_seed(0)
+    unet = networks.build("unet", UNET)((2, 6, 1))
+    halving = next(module for module in unet.modules() if isinstance(module, Downsample))
+    x, gradients = torch.randn(64, 16, 6, 1), []
+    for value in (1.0, 1e4, 1e8):
+        freed = [torch.full((16 * 16 * 9 * size,), value) for size in (1, 2, 4) for _ in range(50)]
+        del freed
+        halving.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            halving(x, torch.empty(0)).float().square().sum().backward()
+        gradients.append(halving.conv.weight.grad.clone())
+    assert torch.equal(gradients[1], gradients[0])
+    assert torch.equal(gradients[2], gradients[0])
 
 
 def test_linear_attention_by_its_definition():

@@ -89,7 +89,10 @@ def test_more_steps_than_the_chain_has_are_refused(spacing):
         chosen(chain, 0)
 
 
-@pytest.mark.parametrize("sigmas", [[1.0, 2.0, 0.0], [2.0, 2.0, 0.0], [2.0, 1.0], [0.0]])
-def test_bad_levels_are_refused(sigmas):
-    with pytest.raises(InputError, match=f"must decrease .*do not: {sigmas[0]:.4g}"):
+@pytest.mark.parametrize(
+    ("sigmas", "culprit"),
+    [([3.0, 1.0, 2.0, 0.0], "1 → 2"), ([2.0, 2.0, 1.0, 1.0, 0.0], "2 → 2"), ([2.0, 1.0], "1"), ([0.0], "0")],
+)
+def test_bad_levels_are_refused(sigmas, culprit):
+    with pytest.raises(InputError, match=f"must decrease .*do not: {culprit};"):
         check_sigmas(torch.tensor(sigmas))

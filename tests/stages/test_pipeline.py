@@ -384,6 +384,10 @@ def test_python_interface_takes_other_samplers(project, monkeypatch):
     with pytest.raises(errors.InputError, match="device 'cuda': no kernel image; choose cpu"):
         ldm.load(project / "artifacts")
     monkeypatch.undo()
+    with pytest.raises(
+        errors.InputError, match=r"/artifacts/sample holds no artifacts of a pipeline; name a model file"
+    ):
+        ldm.load(project / "artifacts/sample")
     for path in ("a\0b", 5, None):
         with pytest.raises(errors.InputError, match=r"is no path; name a file of Model\.save, or a folder"):
             ldm.load(path)

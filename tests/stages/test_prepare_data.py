@@ -168,6 +168,7 @@ def test_pictures_may_lie_where_nothing_can_be_written(prepare, leaves):
         (["dataset=cifar10", "size=16"], "dataset cifar10 takes no size; leave that out"),
         (["dataset=mnist", "min_per_class=3", "split=letters"], "dataset mnist takes no min_per_class and no split"),
         (["dataset=emnist", "split=letters", "fit=pad"], "dataset emnist takes no fit;"),
+        (["dataset=mnist", "shares=[0.5, 0.25, 0.25]"], "dataset mnist takes no shares;"),
         (["dataset=folder", "split=letters", "fit=pad"], "dataset folder takes no split;"),
     ],
 )
