@@ -1,7 +1,7 @@
 """Latent diffusion from first principles: schedules, predictions, samplers, networks, Fréchet distance.
 
 >>> import ldm
->>> model = ldm.load("artifacts")
+>>> model = ldm.load("artifacts/export/model.safetensors")
 >>> images = model.sample(16, seed=0)
 """
 

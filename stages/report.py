@@ -37,7 +37,7 @@ class Config(Section):
 def compute(run: Run[Config]) -> None:
     recipe, dag, params = run.recipe, read_yaml(run.recipe / DAG), read_yaml(run.params)
     plots = sorted(dag.get("plots", []), key=lambda entry: not isinstance(entry, str))  # pictures first, then curves
-    table, copies = (read_json(run.inputs[name]) if name in run.inputs else {} for name in ("measures", "memorisation"))
+    table, copies = (read_table(run, name) for name in ("measures", "memorisation"))
     if "measures" not in run.inputs:
         rows = {name_of(path): read_json(recipe / path) for path in map(path_of, dag.get("metrics", []))}
         table = {name: row for name, row in rows.items() if row and isinstance(row, dict)}
@@ -185,6 +185,14 @@ def commit() -> str:
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
+
+
+def read_table(run: Run[Config], name: str) -> dict[str, Any]:
+    """An input file; an empty mapping without it. Raises: InputError where it holds anything but a mapping."""
+    table = read_json(run.inputs[name]) if name in run.inputs else {}
+    if not isinstance(table, dict):
+        raise InputError(f"{run.inputs[name]} is no table; name the {name}.json that a stage has written")
+    return table
 
 
 def read_json(path: Path) -> Any:

@@ -8,7 +8,8 @@ python -m tools.check --clean               remove all checkpoints, also those o
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import click
 
 from ldm import InputError, Section, sampling
-from stages.runner import FOLDER, PARAMS, ROOT, read_yaml, run_command, stages_of
+from stages.runner import DAG, FOLDER, PARAMS, ROOT, read_yaml, run_command, stages_of
 
 SHOWN = 5  # how many reasons a line names
 
@@ -41,16 +42,27 @@ def check_parameters(recipe: Path) -> None:
         raise InputError(f"{path}: train_second_classifier.classifier: {kinds[1]!r} is the first one's; choose another")
     if not configs.keys() >= {"train_diffusion", "sample", "evaluate"}:
         return
-    sample, evaluate = configs["sample"], configs["evaluate"]
-    try:  # from here on, what takes two sections to see
-        sample.build("spacing")(configs["train_diffusion"].build("schedule"), sample.steps)
+    evaluate, training = configs["evaluate"], configs["train_diffusion"]
+    if not evaluate.final or evaluate.row != "all":
+        word = "row" if evaluate.final else "final"
+        raise InputError(f"{path}: evaluate.{word}: dvc.yaml lists all rows; leave it out, and set it by hand (--out)")
+    if training.flip and "train_vae" in stages:
+        raise InputError(f"{path}: train_diffusion.flip: latents of an autoencoder cannot be mirrored; set 0")
+    check_together(configs, str(path))
+
+
+def check_together(configs: Mapping[str, Any], where: str) -> None:
+    """Raises: InputError for what only train_diffusion, sample and evaluate together show to be wrong."""
+    sample, evaluate, schedule = configs["sample"], configs["evaluate"], configs["train_diffusion"].build("schedule")
+    try:
+        sample.build("spacing")(schedule, sample.steps)
     except InputError as error:
-        raise InputError(f"{path}: sample.steps: {error}") from None
-    sampling.check_sampler(sample.build("sampler"), configs["train_diffusion"].build("schedule"))
+        raise InputError(f"{where}: sample.steps: {error}") from None
+    sampling.check_sampler(sample.build("sampler"), schedule)
     if sample.label is not None:
-        raise InputError(f"{path}: sample.label: {sample.label} is one class, but the table is of all; set null")
+        raise InputError(f"{where}: sample.label: {sample.label} is one class, but the table is of all; set null")
     if sample.n < evaluate.n:
-        raise InputError(f"{path}: sample.n: {sample.n} is fewer than evaluate.n {evaluate.n}; raise it, or lower that")
+        raise InputError(f"{where}: sample.n: {sample.n} is fewer than evaluate.n {evaluate.n}; raise it or lower that")
 
 
 def stale_results() -> Iterator[str]:
@@ -66,7 +78,7 @@ def stale_results() -> Iterator[str]:
 
 
 def changed_stages() -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """What `dvc status` says of each locked stage: its name, and what has changed, how. Raises: InputError."""
+    """What `dvc status` says of each stage that has run: its name, and what has changed, how. Raises: InputError."""
     from dvc import exceptions, repo  # DVC takes a second to import, for which --help should not wait
 
     try:
@@ -74,7 +86,11 @@ def changed_stages() -> Iterator[tuple[str, list[tuple[str, str]]]]:
             status = project.status()
     except exceptions.DvcException as error:
         raise InputError(f"DVC cannot tell what has changed: {error}") from None
+    locked = cache(lambda lock: read_yaml(lock)["stages"] if lock.exists() else {})
     for stage, changes in status.items():
+        file, _, name = stage.rpartition(":")
+        if name not in locked((ROOT / (file or DAG)).with_suffix(".lock")):
+            continue
         groups = [group for change in changes if isinstance(change, dict) for group in change.values()]
         # DVC says of a stage without outputs that it is always changed
         words = [(change, "") for change in changes if isinstance(change, str) and change != "always changed"]
@@ -86,6 +102,7 @@ def changed_stages() -> Iterator[tuple[str, list[tuple[str, str]]]]:
 @click.option("--clean", is_flag=True, help="Remove all checkpoints and last good weights.")
 def command(recipe: Path | None, clean: bool) -> None:
     if clean:
+        stages_of(recipe or Path())  # elsewhere, what is called checkpoints is not ours
         for entry in FOLDER.iterdir() if FOLDER.exists() else ():
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         click.echo(f"the checkpoints in {FOLDER.resolve()} are removed")

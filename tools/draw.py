@@ -36,7 +36,7 @@ def command(
     limit_threads()
     loaded = ldm.load(model, pick_device(device))
     names = [labels] if labels in loaded.denoiser.class_names else [name.strip() for name in (labels or "").split(",")]
-    own = list(islice(cycle(names), n)) if labels else None
+    own = None if labels is None else list(islice(cycle(names), n))
     if out.suffix.lower() == ".png":
         write_atomic(out, png(tile(loaded.sample(n, seed, label=own, steps=steps), columns)))
         return

@@ -114,6 +114,10 @@ def fitting_settings(values: dict[str, Any], settings: Sequence[str], own_sizes:
     named = before == "folder" or any(text.startswith("prepare_data.root=") for text in settings)
     if config.dataset == "folder" and not named:
         raise InputError("--set prepare_data.dataset=folder: which one? Add --set prepare_data.root=FOLDER")
+    root = Path(os.path.expanduser(config.root))
+    if named and "folder" not in (config.dataset, before) and data.known.missing(config.dataset, root):
+        problem = f"{root} does not hold {config.dataset}"
+        raise InputError(f"--set prepare_data.root: {problem}; for pictures add --set prepare_data.dataset=folder")
     shape = SHAPES.get(config.dataset, MNIST)
     # the look at each sample has been tried with ten digits alone, and takes three evaluations for each class
     chosen = [] if own_sizes or config.dataset == before else ["sample.redraw=false"]

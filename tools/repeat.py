@@ -30,6 +30,7 @@ from ldm.lazy import torch
 from stages.runner import DAG, PARAMS, ROOT, check_writable, pick_device, read_yaml, run_command, with_settings
 from stages.runner.checkpoints import device_kind, digest_of
 from stages.runner.run import Files, files_of
+from tools.check import check_together, stage_config
 
 TRAINING, SAMPLING = ["train_diffusion"], ["sample", "decode", "evaluate"]
 OWN = ("train_diffusion.seed", "sample.seed", "evaluate.row")  # parameters
@@ -189,6 +190,9 @@ def command(train: list[int], sample: list[int], settings: tuple[str, ...], out:
             raise InputError(f"--set {text}: STAGE.KEY=VALUE is wanted, of a stage that is run: {', '.join(known)}")
         if text.split("=")[0] in OWN:
             raise InputError(f"--set {text}: this command sets {', '.join(OWN)} itself; leave it out")
+    values = with_settings(read_yaml(PARAMS), settings)
+    configs = {name: stage_config(name).parse(values[name], name) for name in TRAINING + SAMPLING}
+    check_together(configs, "--set")
     check_writable(out)
     repetition = Repetition(out, settings)
     rows = [repetition.trained(seed, sample) for seed in train] or [list(repetition.sampled(sample, out, {}, ""))]

@@ -19,6 +19,7 @@ from stages.runner import ROOT, read_yaml, run_command, with_settings
 
 SMALL = read_yaml(Path(__file__).with_suffix(".yaml"))  # dotted keys of params.yaml → values
 
+PRECISIONS = click.Choice(["auto", "fp32", "bf16"])
 TIMEOUT = 1200.0  # seconds that a command may take
 
 
@@ -67,7 +68,7 @@ def run_or_fail(problem: str, folder: Path, *command: str, **environment: str) -
 
 @click.command(help=__doc__, context_settings={"show_default": True})
 @click.argument("folder", type=Path)
-@click.option("--precision", default="fp32", help="auto is bf16 where this machine multiplies in it.")
+@click.option("--precision", type=PRECISIONS, default="fp32", help="auto is bf16 where this machine multiplies in it.")
 def command(folder: Path, precision: str) -> None:
     if folder.exists():
         raise InputError(f"{folder} exists already; choose another folder, or remove it")

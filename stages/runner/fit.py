@@ -50,7 +50,7 @@ def fit(
         curve = json.loads(state["history"].numpy().tobytes())
         kept.update({key.removeprefix("kept."): x for key, x in state.items() if key.startswith("kept.")})
         before = state["seconds"].item()
-    first, started, told = trainer.step, time.monotonic(), False
+    first, started, told, skipped = trainer.step, time.monotonic(), False, 0
     points = sum(row["validation_loss"] is not None for row in curve)
 
     def share(step: int) -> float:
@@ -82,7 +82,8 @@ def fit(
                 validated = validate(cast(N, record.averaged)) if checked else None
                 curve.append({"step": record.step, "loss": _finite(record.loss), "validation_loss": _finite(validated)})
                 _show(run, curve)
-                progress.set_postfix(loss=f"{record.loss:.4f}", skipped=record.skipped, refresh=False)
+                skipped = record.skipped
+                progress.set_postfix(loss=f"{record.loss:.4f}", skipped=skipped, refresh=False)
                 progress.update(record.step * settings.batch_size - progress.n)
             poll = trainer.step % POLL_EVERY == 0 or distributed.world_size() == 1
             stop = distributed.all_reduce_max(checkpoints.signal) if poll else 0
@@ -95,6 +96,8 @@ def fit(
                 raise SystemExit(128 + stop) if RANK else checkpoints.interrupted(stop)
     checkpoints.finished()
     leave()
+    if skipped and not RANK:
+        warn(run.name, f"{skipped} of {trainer.step} steps had a non-finite loss or gradient, and changed nothing")
     run.write_json("history.json", curve)  # where all of the run was resumed too
     if run.until:
         run.facts["steps_taken"] = trainer.step

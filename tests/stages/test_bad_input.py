@@ -126,7 +126,7 @@ def test_settings(refused, setting, words):
         ("train_diffusion", "networks.unet.multipliers=[1, -1]", "unet.multipliers.1: -1 will not do; it should be gr"),
         ("train_diffusion", "networks.conv_unet.channels=[0]", "networks.conv_unet.channels.0: 0 will not do"),
         ("sample", "n=100000000000000000000", "sample.n: 100000000000000000000 will not do"),
-        ("decode", "frame_ms=10001", "decode.frame_ms: 10001 will not do; it should be less than or equal to 10000"),
+        ("decode", "frame_ms=10010", "decode.frame_ms: 10010 will not do; it should be less than or equal to 10000"),
     ],
 )
 def test_settings_of_other_stages(refused, stage, setting, words):
@@ -476,6 +476,9 @@ def test_a_stated_root_is_never_downloaded_to(refused, monkeypatch):
             "samplers.ddpm.variance beta needs a variance-preserving schedule; choose beta_tilde",
         ),
         ({"sample.n": 100}, "fewer than evaluate.n"),
+        ({"evaluate.final": False}, "evaluate.final: dvc.yaml lists all rows"),
+        ({"evaluate.row": "diffusion"}, "evaluate.row: dvc.yaml lists all rows"),
+        ({"train_diffusion.flip": 0.5}, "train_diffusion.flip: latents of an autoencoder cannot be mirrored"),
         ({"evaluate.n": 0}, "evaluate.n: 0 will not do"),
         ({"train_second_classifier.classifier": "conv"}, "'conv' is the first one's"),
     ],

@@ -212,6 +212,13 @@ def test_cleaning_removes_all_of_them(here, monkeypatch):
     assert list((here / "checkpoints").iterdir()) == []
 
 
+def test_elsewhere_nothing_is_cleaned(here):
+    (here / "checkpoints/theirs").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"dvc\.yaml is missing"):
+        check.command.main(["--clean"], standalone_mode=False)
+    assert (here / "checkpoints/theirs").exists()
+
+
 @pytest.mark.slow
 def test_a_run_killed_before_an_edit_starts_anew(project, tmp_path):
     folder = shutil.copytree(project, tmp_path / "copy")

@@ -1,6 +1,7 @@
 """A training as a stage runs it: the curve can be watched, and the end can be at a time."""
 
 import json
+import math
 import os
 import signal
 import time
@@ -216,3 +217,14 @@ def test_a_time_needs_a_training_by_hand(tmp_path, monkeypatch):
     monkeypatch.setenv("DVC_STAGE", "train_vae")
     with pytest.raises(InputError, match="needs --out, and no DVC"):
         seconds_of("1m", train_vae.Config, tmp_path)
+
+
+def test_skipped_steps_are_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run = run_in(tmp_path, steps=20)
+    trainer = trainer_of(run)
+    loss = trainer.loss
+    trainer.loss = lambda index: loss(index) * (math.nan if trainer.step in (3, 4) else 1.0)
+    fit(run, trainer, lambda network: 0.0)
+    words = "stage: warning: 2 of 20 steps had a non-finite loss or gradient, and changed nothing"
+    assert words in capsys.readouterr().err

@@ -195,6 +195,16 @@ def test_of_files_from_elsewhere_no_run_is_claimed(project, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["measures", "memorisation"])
+def test_what_is_no_table_is_refused(project, tmp_path, kind):
+    words = ("--in", f"{kind}=artifacts/train_vae/history.json", "--out", str(tmp_path / "out"))
+    done = run_in(project, sys.executable, "-m", "stages.report", *words)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("report: artifacts/train_vae/history.json is no table; name")
+    assert not (tmp_path / "out/report.html").exists()
+
+
+@pytest.mark.slow
 def test_names_of_classes_are_text(project, tmp_path):
     copy = shutil.copytree(project, tmp_path / "copy")
     confusion = copy / "artifacts/train_classifier/confusion.csv"

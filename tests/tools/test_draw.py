@@ -108,7 +108,13 @@ def test_the_committed_model_draws_where_no_pipeline_has_run(tmp_path):
     [
         (["--out", "x.jpg"], "draw: --out x.jpg: name a .png file for a grid, or a .gif file for an animation"),
         (["--out", "x.png", "--labels", "12"], "draw: label 12: the denoiser was not trained on this class, but on 0"),
+        (["--out", "x.png", "--labels", "3,"], "draw: label '': the denoiser was not trained on this class, but on 0"),
+        (["--out", "x.png", "--labels", ""], "draw: label '': the denoiser was not trained on this class, but on 0"),
         (["--out", "x.png", "--model", "nosuch"], "nosuch is missing in /"),
+        (
+            ["--out", "x.png", "--model", "artifacts/export"],
+            "artifacts/export holds no artifacts of a pipeline; name a",
+        ),
     ],
 )
 def test_mistakes_end_in_one_line(project, words, line):

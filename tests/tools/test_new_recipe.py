@@ -287,6 +287,10 @@ def test_a_recipe_from_another_is_the_same_in_its_own_folder(copy):
             ["recipes/x", *settings_of("prepare_data.dataset=folder", "prepare_data.source=auto")],
             "--set prepare_data.dataset=folder: which one? Add --set prepare_data.root=FOLDER",
         ),
+        (
+            ["recipes/x", "--set", "prepare_data.root=docs"],
+            "docs does not hold mnist; for pictures add --set prepare_data.dataset=folder",
+        ),
         (["recipes/x", "--set", "sample.steps=0"], "sample.steps: 0 will not do"),
         (["recipes/x", *settings_of("train_diffusion.networks.unet.norm=group")], "16 channels, not a multiple of 32"),
         (["recipes/x", "--set", "train_diffusion=3"], "train_diffusion: 3 will not do"),

@@ -107,6 +107,13 @@ def test_results_are_stale_after_a_change_of_parameters_or_outputs(repository):
     assert f"artifacts/{DATA} modified" in line
 
 
+def test_what_never_ran_is_not_stale(repository):
+    (repository / "recipes/new").mkdir(parents=True)
+    dag = 'stages: {prepare_data: {wdir: ../.., cmd: "true", deps: [params.yaml], outs: [recipes/new/out]}}\n'
+    (repository / "recipes/new/dvc.yaml").write_text(dag)
+    assert stale() == []
+
+
 def test_the_command_lists_them(repository):
     append(repository / "ldm/data/known.py")
     command = "from tools import check; check.check_parameters = lambda recipe: None; check.command()"
