@@ -192,7 +192,7 @@ def command(train: list[int], sample: list[int], settings: tuple[str, ...], out:
             raise InputError(f"--set {text}: this command sets {', '.join(OWN)} itself; leave it out")
     values = with_settings(read_yaml(PARAMS), settings)
     configs = {name: stage_config(name).parse(values[name], name) for name in TRAINING + SAMPLING}
-    check_together(configs, "--set")
+    check_together(configs, f"{PARAMS} and --set")
     check_writable(out)
     repetition = Repetition(out, settings)
     rows = [repetition.trained(seed, sample) for seed in train] or [list(repetition.sampled(sample, out, {}, ""))]

@@ -175,8 +175,8 @@ def test_a_stage_that_fails_ends_the_repetition(project, tmp_path):
         (["--sample", "1,-2"], "--sample 1,-2: seeds are whole numbers from 0"),
         (["--sample", "1,2", "--set", "sample=3"], "--set sample=3: STAGE.KEY=VALUE is wanted"),
         (["--train", "1,2", "--sample", "1", "--set", "decode.rows=0"], "decode.rows: 0 will not do"),
-        (["--train", "1,2", "--sample", "1", "--set", "sample.label=7"], "--set: sample.label: 7 is one class"),
-        (["--sample", "1,2", "--set", "sample.n=5"], "--set: sample.n: 5 is fewer than evaluate.n"),
+        (["--train", "1,2", "--sample", "1", "--set", "sample.label=7"], "and --set: sample.label: 7 is one class"),
+        (["--sample", "1,2", "--set", "sample.n=5"], "params.yaml and --set: sample.n: 5 is fewer than evaluate.n"),
     ],
 )
 def test_bad_requests(run, tmp_path, arguments, words):
