@@ -16,7 +16,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -157,12 +157,6 @@ def variances(values: NDArray[np.float64]) -> tuple[float | None, float | None]:
     return float(training), float(noise + both)
 
 
-def sections_of(names: list[str], settings: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The parameters that stages run with, but for those that this command sets itself."""
-    values = with_settings(read_yaml(PARAMS), settings)
-    return {name: {key: value for key, value in values[name].items() if f"{name}.{key}" not in OWN} for name in names}
-
-
 def numbers(context: click.Context, option: click.Parameter, text: str | None) -> list[int]:
     """The seeds of an option. Raises: InputError."""
     try:
@@ -198,7 +192,8 @@ def command(train: list[int], sample: list[int], settings: tuple[str, ...], out:
     rows = [repetition.trained(seed, sample) for seed in train] or [list(repetition.sampled(sample, out, {}, ""))]
     about = {key: rows[0][0][key] for key in ("data", "n")} | {"train": train, "sample": sample, "set": settings}
     seconds = [round(sum(seconds_of(out / f"train-{seed}").values())) for seed in train]
-    about |= {"parameters": sections_of(known, settings)} | ({"training_seconds": seconds} if train else {})
+    chosen = {name: {key: x for key, x in values[name].items() if f"{name}.{key}" not in OWN} for name in known}
+    about |= {"parameters": chosen} | ({"training_seconds": seconds} if train else {})
     measures = summary(rows)
     write_atomic(out / "summary.json", json.dumps(about | measures, indent=1).encode())
     print(f"{about['data']}, n = {about['n']}, sampling seeds {sample}, training seeds {train or 'as committed'}")

@@ -94,7 +94,7 @@ def test_bad_unets_are_refused(options, words):
 
 
 def test_a_grid_one_place_wide_is_halved_alike_each_time():
-    """In bf16, whatever lay in the memory before; as a grid of one row is."""
+    """The gradient in bf16 is the same, whatever lay before in the memory that it takes."""
     torch.manual_seed(0)
     unet = networks.build("unet", UNET)((2, 6, 1))
     halving = next(module for module in unet.modules() if isinstance(module, Downsample))
