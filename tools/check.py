@@ -9,14 +9,15 @@ python -m tools.check --clean               remove all checkpoints, also those o
 import contextlib
 import shutil
 from collections.abc import Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ldm import InputError, Section, sampling
+from ldm import InputError, Section, diffusion, sampling
+from ldm.lazy import torch
 from stages.runner import DAG, FOLDER, PARAMS, ROOT, read_yaml, run_command, stages_of
 
 SHOWN = 5  # how many reasons a line names
@@ -53,12 +54,19 @@ def check_parameters(recipe: Path) -> None:
 
 def check_together(configs: Mapping[str, Any], where: str) -> None:
     """Raises: InputError for what only train_diffusion, sample and evaluate together show to be wrong."""
-    sample, evaluate, schedule = configs["sample"], configs["evaluate"], configs["train_diffusion"].build("schedule")
+    sample, evaluate, training = configs["sample"], configs["evaluate"], configs["train_diffusion"]
+    schedule, sampler = training.build("schedule"), sample.build("sampler")
     try:
-        sample.build("spacing")(schedule, sample.steps)
+        sigmas = sample.build("spacing")(schedule, sample.steps)
     except InputError as error:
         raise InputError(f"{where}: sample.steps: {error}") from None
-    sampling.check_sampler(sample.build("sampler"), schedule)
+    sampling.check_sampler(sampler, schedule)
+    network: Any = torch.add  # any function of x and t will do, to see whether the sampler can
+    denoiser = diffusion.Denoiser(network, schedule, training.build("prediction"))
+    try:
+        sampling.last_state(sampling.states(denoiser, sampler, sigmas, partial(torch.zeros, 1, 1, 1, 1)))
+    except InputError as error:
+        raise InputError(f"{where}: sample.sampler: {error}") from None
     if sample.label is not None:
         raise InputError(f"{where}: sample.label: {sample.label} is one class, but the table is of all; set null")
     if sample.n < evaluate.n:
