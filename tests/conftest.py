@@ -1,15 +1,20 @@
 """Fixtures: a copy of the project with small parameters, in which the whole pipeline has run on real digits."""
 
+import contextlib
 import fcntl
+import io
 import os
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # files of tests run side by side
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -31,6 +36,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: str(item.path), reverse=True)
     items.sort(key=lambda item: item.path not in slow)
+
+
+def run_stage(folder: Path, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a stage in a folder as `run_in` does, on one thread, but in this process, which need not import torch anew.
+
+    The code is that of this checkout.
+    """
+    out, err, threads, code = io.StringIO(), io.StringIO(), torch.get_num_threads(), 0
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.chdir(folder))
+        stack.enter_context(mock.patch.dict(os.environ, OMP_NUM_THREADS="1"))
+        stack.enter_context(mock.patch.object(sys, "argv", [name, "--device", "cpu", *arguments]))
+        stack.enter_context(contextlib.redirect_stdout(out))
+        stack.enter_context(contextlib.redirect_stderr(err))
+        stack.callback(torch.set_num_threads, threads)
+        torch.set_num_threads(1)
+        try:
+            import_module(f"stages.{name}").main()
+        except SystemExit as ended:
+            code = ended.code
+    return subprocess.CompletedProcess([name, *arguments], code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture

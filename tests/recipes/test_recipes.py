@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from conftest import ROOT, SMALL, change, copy_project, run_in
+from conftest import ROOT, SMALL, change, copy_project, run_in, run_stage
 from PIL import Image
 
 from ldm import artifacts, images
@@ -44,8 +44,7 @@ def settings_of(*settings: str) -> list[str]:
 
 def stage(folder: Path, name: str, out: Path, *settings: str):
     """A stage of the pixel-space recipe, by hand."""
-    command = [sys.executable, "-m", f"stages.{name}", "--recipe", FASHION, *settings_of(*settings)]
-    return run_in(folder, *command, "--out", str(out))
+    return run_stage(folder, name, "--recipe", FASHION, *settings_of(*settings), "--out", str(out))
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,13 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, run_in
+from conftest import ROOT, run_stage
 
 import ldm
 from ldm import artifacts
@@ -63,7 +62,7 @@ def test_labels_and_how_many_images_each_class_has():
 def sample(project, out, *settings, **sources):
     arguments = [word for setting in settings for word in ("--set", setting)]
     arguments += [word for kind, path in sources.items() for word in ("--in", f"{kind}={path}")]
-    return run_in(project, sys.executable, "-m", "stages.sample", *arguments, "--out", str(out))
+    return run_stage(project, "sample", *arguments, "--out", str(out))
 
 
 @pytest.mark.slow
@@ -102,7 +101,7 @@ def test_an_unknown_class_leaves_nothing_behind(project, tmp_path):
 def test_training_without_classes(project, tmp_path):
     """No sizes, no labels, and no class to ask for; the stage does not even read the images."""
     settings = ["--set", "class_labels=false", "--in", "images=nosuch.safetensors"]
-    done = run_in(project, sys.executable, "-m", "stages.train_diffusion", *settings, "--out", str(tmp_path))
+    done = run_stage(project, "train_diffusion", *settings, "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     trained = artifacts.load(tmp_path / "denoiser.safetensors", "denoiser")
     assert "class_sizes" not in trained.config
@@ -156,7 +155,6 @@ def test_labels_need_the_images(project, tmp_path):
     (recipe / "dvc.yaml").write_text(before + start + image_free)
     (recipe / "params.yaml").write_text((project / "params.yaml").read_text())
     (recipe / "artifacts").symlink_to(project / "artifacts")
-    command = [sys.executable, "-m", "stages.train_diffusion", "--recipe", str(recipe), "--out", str(tmp_path / "out")]
-    done = run_in(project, *command)
+    done = run_stage(project, "train_diffusion", "--recipe", str(recipe), "--out", str(tmp_path / "out"))
     assert done.returncode == 2
     assert re.match("train_diffusion: class_labels needs .*images.* prepare_data", done.stderr.splitlines()[-1])

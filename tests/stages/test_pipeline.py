@@ -15,7 +15,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, change, run_in
+from conftest import ROOT, change, run_in, run_stage
 from dvc.repo import Repo
 from PIL import Image
 
@@ -57,7 +57,7 @@ def load(folder: Path, stage: str, kind: str) -> artifacts.Artifact:
 
 
 def stage(folder: Path, name: str, out: Path, *arguments: str):
-    return run_in(folder, sys.executable, "-m", f"stages.{name}", *arguments, "--out", str(out), **ONE_THREAD)
+    return run_stage(folder, name, *arguments, "--out", str(out))
 
 
 def test_a_second_repro_does_nothing(project):

@@ -101,19 +101,17 @@ def test_two_processes_train_as_one(trained, stage):
 
 
 def test_two_processes_draw_the_same_samples(copy, tmp_path):
-    """The second process has none of them where there is one batch."""
-    for batch_size in ("70", "300"):
-        outs = [tmp_path / f"{batch_size}-{processes}" for processes in (1, 2)]
-        for processes, out in enumerate(outs, 1):
-            arguments = command("sample", out, "--set", f"batch_size={batch_size}")
-            done = run_in(copy, *arguments, LDM_PROCESSES=str(processes), **ON_THE_CPU)
-            assert done.returncode == 0, done.stderr
-        assert "samples.safetensors" in digests(outs[0])
-        assert digests(outs[0]) == digests(outs[1])
+    outs = [tmp_path / str(processes) for processes in (1, 2)]
+    for processes, out in enumerate(outs, 1):
+        arguments = command("sample", out, "--set", "batch_size=70")
+        done = run_in(copy, *arguments, LDM_PROCESSES=str(processes), **ON_THE_CPU)
+        assert done.returncode == 0, done.stderr
+    assert "samples.safetensors" in digests(outs[0])
+    assert digests(outs[0]) == digests(outs[1])
 
 
 def test_the_log_counts_the_processes(copy):
-    """In the tracked place; the samples are the same as before."""
+    """In the tracked place. There is one batch, so that the second process draws none; the samples are as before."""
     wanted = digests(copy / "artifacts/sample")
     done = run_in(copy, sys.executable, "-m", "stages.sample", LDM_PROCESSES="2", **ON_THE_CPU)
     assert done.returncode == 0, done.stderr
@@ -124,7 +122,7 @@ def test_the_log_counts_the_processes(copy):
 def test_kills_of_two_processes_change_nothing(copy, trained, tmp_path):
     rng, out = random.Random(0), tmp_path / "out"
     shutil.rmtree(copy / "checkpoints")
-    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
         before = states(copy)[-1:]
         process = start(copy, out, "--save-every", "0")
         while process.poll() is None and states(copy)[-1:] == before:
@@ -182,9 +180,7 @@ def test_the_name_of_the_host_need_not_resolve(copy, tmp_path):
     words = [*RENAMED, "nosuch.invalid", *command("sample", tmp_path / "out", "--processes", "2")]
     done = run_in(copy, *words, **ON_THE_CPU)
     assert done.returncode == 0, done.stderr
-    alone = run_in(copy, *command("sample", tmp_path / "alone"), **ON_THE_CPU)
-    assert alone.returncode == 0, alone.stderr
-    assert digests(tmp_path / "out") == digests(tmp_path / "alone")
+    assert digests(tmp_path / "out") == digests(copy / "artifacts/sample")
 
 
 def test_a_stage_of_one_process_refuses_torchrun(copy, tmp_path):

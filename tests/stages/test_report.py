@@ -7,13 +7,12 @@ import math
 import re
 import shutil
 import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from conftest import ROOT, run_in
+from conftest import ROOT, run_stage
 from PIL import Image
 
 from stages.report import PICTURES, cell_of
@@ -184,7 +183,7 @@ def test_of_files_from_elsewhere_no_run_is_claimed(project, tmp_path):
     copy = shutil.copytree(project, tmp_path / "copy")
     (copy / "artifacts/report/memorisation.json").write_text('{"copies": 0.25}')  # not what the stage wrote
     shutil.rmtree(copy / "artifacts/decode")  # nor has it run here
-    done = run_in(copy, sys.executable, "-m", "stages.report", "--out", str(tmp_path / "out"))
+    done = run_stage(copy, "report", "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     page = Page(tmp_path / "out/report.html")
     for stage, ran in {"memorisation": False, "decode": False, "sample": True}.items():
@@ -198,18 +197,19 @@ def test_of_files_from_elsewhere_no_run_is_claimed(project, tmp_path):
 @pytest.mark.parametrize("kind", ["measures", "memorisation"])
 def test_what_is_no_table_is_refused(project, tmp_path, kind):
     words = ("--in", f"{kind}=artifacts/train_vae/history.json", "--out", str(tmp_path / "out"))
-    done = run_in(project, sys.executable, "-m", "stages.report", *words)
+    done = run_stage(project, "report", *words)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("report: artifacts/train_vae/history.json is no table; name")
     assert not (tmp_path / "out/report.html").exists()
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Glyph:UserWarning")  # a font without it
 def test_names_of_classes_are_text(project, tmp_path):
     copy = shutil.copytree(project, tmp_path / "copy")
     confusion = copy / "artifacts/train_classifier/confusion.csv"
     confusion.write_text("actual,predicted\n<b>$x^2$&,<b>$x^2$&\n<b>$x^2$&,木\n木,木\n", "utf-8")
-    done = run_in(copy, sys.executable, "-W", "ignore", "-m", "stages.report", "--out", str(tmp_path / "out"))
+    done = run_stage(copy, "report", "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     page = Page(tmp_path / "out/report.html")
     assert "<b>" not in page.source
@@ -261,7 +261,7 @@ def test_stages_and_plots_of_ones_own_do_no_harm(project, tmp_path):
     (copy / "mine").mkdir()
     (copy / "loss.csv").write_text("step,loss\n")
     (copy / "dvc.yaml").write_text(json.dumps(dag))
-    done = run_in(copy, sys.executable, "-m", "stages.report", "--out", str(tmp_path))
+    done = run_stage(copy, "report", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     page = Page(tmp_path / "report.html")
     assert len(page.all("img")) == len(PICTURES) + 5
@@ -273,7 +273,7 @@ def test_stages_and_plots_of_ones_own_do_no_harm(project, tmp_path):
 @pytest.mark.parametrize(("recipe", "pictures"), [("toys", 22), ("sweep", 1), ("blog_ldm", 10)])
 def test_every_recipe_has_one(recipe, pictures, tmp_path):
     """Of the files that are committed: each metric with its figure, each picture."""
-    done = run_in(ROOT, sys.executable, "-m", "stages.report", "--recipe", f"recipes/{recipe}", "--out", str(tmp_path))
+    done = run_stage(ROOT, "report", "--recipe", f"recipes/{recipe}", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     page = Page(tmp_path / "report.html")
     assert len(page.all("img")) == pictures

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from conftest import ROOT, copy_project, run_in
 from PIL import Image
 
 from ldm import artifacts, images
-from stages.runner import read_yaml
+from stages.runner import read_yaml, run_command
 from tools import new_recipe as new_recipe_tool
 
 pytestmark = pytest.mark.slow
@@ -54,8 +55,22 @@ def draw_images(root: Path, n: int) -> None:
         Image.fromarray(image.astype(np.uint8)).save(root / "abc"[i % 3] / f"{i}.png")
 
 
-def new_recipe(copy: Path, folder: str, *arguments: str):
-    return run_in(copy, sys.executable, "-m", "tools.new_recipe", folder, *arguments)
+@pytest.fixture
+def new_recipe(copy, monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
+    """The command in this process, which need not import torch anew: its exit code, and what it says of a mistake."""
+    monkeypatch.chdir(copy)
+    monkeypatch.setattr(new_recipe_tool, "ROOT", copy)
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["new_recipe", *arguments])
+        code = 0
+        try:
+            run_command(new_recipe_tool.command, "new_recipe")
+        except SystemExit as ended:
+            code = ended.code
+        return code, capsys.readouterr().err
+
+    return run
 
 
 def test_a_recipe_for_a_folder_of_images(copy, tmp_path):
@@ -64,7 +79,7 @@ def test_a_recipe_for_a_folder_of_images(copy, tmp_path):
     settings = ["prepare_data.dataset=folder", "prepare_data.source=auto", f"prepare_data.root={tmp_path / 'bars'}"]
     settings += ["prepare_data.limit=0", "evaluate.n=140", "memorisation.n=140", "sample.n=140"]
     settings += [f"train_{name}.optimisation.steps=10" for name in ("classifier", "second_classifier", "vae")]
-    done = new_recipe(copy, "recipes/bars", *settings_of(*settings))
+    done = run_in(copy, sys.executable, "-m", "tools.new_recipe", "recipes/bars", *settings_of(*settings))
     assert done.returncode == 0, done.stderr
     before, after = (flat(read_yaml(path)) for path in (copy / "params.yaml", copy / "recipes/bars/params.yaml"))
     assert before.keys() <= after.keys()
@@ -132,7 +147,7 @@ def test_an_autoencoder_scales_where_its_grid_has_a_smaller_one(monkeypatch, sid
     assert ("train_vae.scaled=0.0" not in fitted) == scales
 
 
-def test_a_few_pictures_get_a_table_of_what_can_be_said(copy, tmp_path):
+def test_a_few_pictures_get_a_table_of_what_can_be_said(copy, new_recipe, tmp_path):
     """12 of each class, of two sizes and one of a pixel, in folders with names for which YAML and figures have uses."""
     root = tmp_path / "a: b #1 ${y}"
     draw_images(root, 36)
@@ -143,8 +158,7 @@ def test_a_few_pictures_get_a_table_of_what_can_be_said(copy, tmp_path):
     settings = ["prepare_data.dataset=folder", f"prepare_data.root={root}", "prepare_data.size=[13, 9]"]
     settings += ["prepare_data.limit=0", "prepare_data.source=auto", "train_diffusion.optimisation.batch_size=8"]
     settings += [f"train_{name}.optimisation.steps=10" for name in ("classifier", "second_classifier", "vae")]
-    done = new_recipe(copy, "recipes/few", *settings_of(*settings, "train_diffusion.networks.unet.width=16"))
-    assert done.returncode == 0, done.stderr
+    assert new_recipe("recipes/few", *settings_of(*settings, "train_diffusion.networks.unet.width=16"))[0] == 0
     done = run_in(copy, "dvc", "repro", "recipes/few/dvc.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     measures = json.loads((copy / "recipes/few/artifacts/report/measures.json").read_text())["diffusion"]
@@ -158,14 +172,13 @@ def test_a_few_pictures_get_a_table_of_what_can_be_said(copy, tmp_path):
     assert None not in [measures[key] for key in ("agree", "agree_second", "precision", "coverage", "label_tv")]
 
 
-def test_links_in_a_folder_are_seen_by_dvc(copy, tmp_path):
+def test_links_in_a_folder_are_seen_by_dvc(copy, new_recipe, tmp_path):
     """A picture below a linked class is one more; a link to nothing and a pipe are refused before DVC fails at them."""
     draw_images(tmp_path / "bars", 30)
     (tmp_path / "bars/c").rename(tmp_path / "far")
     (tmp_path / "bars/c").symlink_to(tmp_path / "far")
     folder = settings_of("prepare_data.dataset=folder", f"prepare_data.root={tmp_path / 'bars'}/")
-    done = new_recipe(copy, "recipes/linked", *folder, "--from", FASHION)
-    assert done.returncode == 0, done.stderr
+    assert new_recipe("recipes/linked", *folder, "--from", FASHION)[0] == 0
     deps = read_yaml(copy / "recipes/linked/dvc.yaml")["stages"]["prepare_data"]["deps"]
     assert {str(tmp_path / "bars"), str(tmp_path / "far")} < set(deps)
     values = read_yaml(copy / "recipes/linked/params.yaml")
@@ -175,8 +188,7 @@ def test_links_in_a_folder_are_seen_by_dvc(copy, tmp_path):
     for path in (tmp_path / "odd").glob("*/*.png"):
         Image.open(path).resize((10, 14)).save(path)
     other = settings_of(f"prepare_data.root={tmp_path / 'odd'}")
-    done = new_recipe(copy, "recipes/odd", *other, "--from", "recipes/linked")
-    assert done.returncode == 0, done.stderr
+    assert new_recipe("recipes/odd", *other, "--from", "recipes/linked")[0] == 0
     deps = read_yaml(copy / "recipes/odd/dvc.yaml")["stages"]["prepare_data"]["deps"]
     assert [dep for dep in deps if Path(dep).is_absolute()] == [str(tmp_path / "odd")]
     assert read_yaml(copy / "recipes/odd/params.yaml")["train_diffusion"]["networks"]["unet"]["patch"] == 2
@@ -187,9 +199,9 @@ def test_links_in_a_folder_are_seen_by_dvc(copy, tmp_path):
         (lambda: Path(os.fsdecode(odd_name)).touch(), "named in no UTF-8"),
     ):
         make()
-        done = new_recipe(copy, "recipes/lost", *other, "--from", "recipes/linked")
-        assert done.returncode == 2
-        assert re.search(f"odd/a/(lost|.).png is {kind}, at which DVC fails; mend or remove it", done.stderr)
+        code, said = new_recipe("recipes/lost", *other, "--from", "recipes/linked")
+        assert code == 2
+        assert re.search(f"odd/a/(lost|.).png is {kind}, at which DVC fails; mend or remove it", said)
         assert not (copy / "recipes/lost").exists()
         for path in (tmp_path / "odd/a").iterdir():
             if not path.stem.isdecimal():
@@ -223,22 +235,19 @@ def flat(values: dict, prefix: str = "") -> dict[str, object]:
     return {key: value for part in items for key, value in part.items()}
 
 
-def test_a_recipe_takes_parameters_that_the_pipeline_leaves_out(copy):
+def test_a_recipe_takes_parameters_that_the_pipeline_leaves_out(copy, new_recipe):
     settings = settings_of("train_diffusion.optimisation.compile=true", "train_vae.optimisation.muon_lr=0.01")
-    done = new_recipe(copy, "recipes/compiled", *settings)
-    assert done.returncode == 0, done.stderr
+    assert new_recipe("recipes/compiled", *settings)[0] == 0
     found = read_yaml(copy / "recipes/compiled/params.yaml")
     assert found["train_diffusion"]["optimisation"]["compile"] is True
     assert found["train_vae"]["optimisation"]["muon_lr"] == 0.01
     grouped = ["prepare_data.dataset=cifar10", "prepare_data.source=auto", "train_diffusion.networks.unet.norm=group"]
-    done = new_recipe(copy, "recipes/grouped", *settings_of(*grouped))  # the fitting width has 32 groups
-    assert done.returncode == 0, done.stderr
+    assert new_recipe("recipes/grouped", *settings_of(*grouped))[0] == 0  # the fitting width has 32 groups
 
 
-def test_a_recipe_without_an_autoencoder_is_that_of_pixels(copy):
+def test_a_recipe_without_an_autoencoder_is_that_of_pixels(copy, new_recipe):
     """It has the stages and outputs of fashion_ddpm, but for the figure that this has."""
-    done = new_recipe(copy, "recipes/pixels", "--without", "train_vae")
-    assert done.returncode == 0, done.stderr
+    assert new_recipe("recipes/pixels", "--without", "train_vae")[0] == 0
     own, other = (read_yaml(copy / folder / "dvc.yaml")["stages"] for folder in ("recipes/pixels", FASHION))
     del other["draw_schedules"]
     other["report"]["deps"].remove(f"{FASHION}/artifacts/report/schedules.png")
@@ -255,9 +264,8 @@ def test_a_recipe_without_an_autoencoder_is_that_of_pixels(copy):
     assert run_in(copy, "dvc", "stage", "list", "recipes/pixels/dvc.yaml").returncode == 0
 
 
-def test_a_recipe_from_another_is_the_same_in_its_own_folder(copy):
-    done = new_recipe(copy, "recipes/clothes", "--from", FASHION, "--set", "train_diffusion.prediction=x0")
-    assert done.returncode == 0, done.stderr
+def test_a_recipe_from_another_is_the_same_in_its_own_folder(copy, new_recipe):
+    assert new_recipe("recipes/clothes", "--from", FASHION, "--set", "train_diffusion.prediction=x0")[0] == 0
     own, other = (read_yaml(copy / folder / "dvc.yaml") for folder in ("recipes/clothes", FASHION))
     assert json.loads(json.dumps(own).replace("recipes/clothes", FASHION)) == other
     assert read_yaml(copy / "recipes/clothes/params.yaml")["train_diffusion"]["prediction"] == "x0"
@@ -306,9 +314,9 @@ def test_a_recipe_from_another_is_the_same_in_its_own_folder(copy):
         ),
     ],
 )
-def test_a_recipe_that_cannot_be(copy, arguments, words):
-    done = new_recipe(copy, *arguments)
-    assert done.returncode == 2, done.stderr
-    assert words in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_a_recipe_that_cannot_be(copy, new_recipe, arguments, words):
+    code, said = new_recipe(*arguments)
+    assert code == 2, said
+    assert words in said
+    assert said.count("\n") == 1
     assert not (copy / "recipes/x").exists()

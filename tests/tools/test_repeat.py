@@ -11,8 +11,9 @@ import pytest
 from conftest import ROOT, change, run_in
 
 from ldm import Interrupted
-from stages.runner import read_yaml
-from tools.repeat import Repetition, seconds_of, summary, variances
+from stages.runner import read_yaml, run_command
+from tools import repeat
+from tools.repeat import SAMPLING, Repetition, key_of, seconds_of, summary, variances
 
 COMMAND = [sys.executable, "-m", "tools.repeat"]
 
@@ -86,7 +87,7 @@ def test_the_time_of_an_interrupted_run_counts(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_repeating_the_sampling_over_seeds(project, tmp_path):
+def test_repeating_the_sampling_over_seeds(project, monkeypatch, tmp_path):
     """Mean and deviation; a seed that is unfinished is run again, and all are when anything they share has changed."""
     copy = shutil.copytree(project, tmp_path / "copy")
     command = [*COMMAND, "--sample", "1,2", "--set", "evaluate.final=false", "--out", str(tmp_path)]
@@ -115,20 +116,18 @@ def test_repeating_the_sampling_over_seeds(project, tmp_path):
     assert first.stdout.endswith(again.stdout)  # seed 2 and the summary, as before
     assert [path.stat().st_mtime_ns == before for path, before in zip(paths, made, strict=True)] == [True, False]
 
-    def key() -> str:
-        code = "from tools.repeat import SAMPLING, key_of; print(key_of(SAMPLING))"
-        return run_in(copy, sys.executable, "-c", code).stdout
-
-    keys = [key()]
-    assert (tmp_path / "sample-1/key.txt").read_text() == f"{keys[0].strip()} evaluate.final=false"
+    monkeypatch.chdir(copy)
+    monkeypatch.setattr(repeat, "ROOT", copy)
+    keys = [key_of(SAMPLING)]
+    assert (tmp_path / "sample-1/key.txt").read_text() == f"{keys[0]} evaluate.final=false"
     change(copy / "params.yaml", {"sample.steps": 3})
-    keys.append(key())
+    keys.append(key_of(SAMPLING))
     (copy / "ldm/sampling/reverse.py").write_text("# edited")
-    keys.append(key())
+    keys.append(key_of(SAMPLING))
     (copy / "artifacts/train_diffusion/guide.safetensors").write_text("another")
-    keys.append(key())
+    keys.append(key_of(SAMPLING))
     (copy / "artifacts/decode/generated.safetensors").write_text("another")  # made anew for each seed
-    keys.append(key())
+    keys.append(key_of(SAMPLING))
     assert len(set(keys)) == 4
     assert keys[-1] == keys[-2]
 
@@ -179,8 +178,11 @@ def test_a_stage_that_fails_ends_the_repetition(project, tmp_path):
         (["--sample", "1,2", "--set", "sample.n=5"], "params.yaml and --set: sample.n: 5 is fewer than evaluate.n"),
     ],
 )
-def test_bad_requests(run, tmp_path, arguments, words):
-    done = run(*COMMAND, *arguments, "--out", str(tmp_path / "out"))
-    assert done.returncode == 2
-    assert words in done.stderr
+def test_bad_requests(monkeypatch, capsys, tmp_path, arguments, words):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("sys.argv", ["repeat", *arguments, "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as caught:
+        run_command(repeat.command, "repeat")
+    assert caught.value.code == 2
+    assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
