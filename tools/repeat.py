@@ -192,7 +192,8 @@ def command(train: list[int], sample: list[int], settings: tuple[str, ...], out:
     rows = [repetition.trained(seed, sample) for seed in train] or [list(repetition.sampled(sample, out, {}, ""))]
     about = {key: rows[0][0][key] for key in ("data", "n")} | {"train": train, "sample": sample, "set": settings}
     seconds = [round(sum(seconds_of(out / f"train-{seed}").values())) for seed in train]
-    chosen = {name: {key: x for key, x in values[name].items() if f"{name}.{key}" not in OWN} for name in known}
+    named = [name for name in values if name in ("train_vae", *known)]  # the autoencoder is the trained one
+    chosen = {name: {key: x for key, x in values[name].items() if f"{name}.{key}" not in OWN} for name in named}
     about |= {"parameters": chosen} | ({"training_seconds": seconds} if train else {})
     measures = summary(rows)
     write_atomic(out / "summary.json", json.dumps(about | measures, indent=1).encode())

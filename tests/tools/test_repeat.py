@@ -102,7 +102,8 @@ def test_repeating_the_sampling_over_seeds(project, monkeypatch, tmp_path):
     values = read_yaml(copy / "params.yaml")
     evaluate = {key: value for key, value in values["evaluate"].items() if key != "row"} | {"final": False}
     sample = {key: value for key, value in values["sample"].items() if key != "seed"}
-    assert found["parameters"] == {"sample": sample, "decode": values["decode"], "evaluate": evaluate}
+    others = {name: values[name] for name in ("train_vae", "decode")}
+    assert found["parameters"] == others | {"sample": sample, "evaluate": evaluate}
     assert "training_seconds" not in found
     assert found["fid"]["values"] == [[row["fid"] for row in rows]]
     assert found["fid"]["mean"] == pytest.approx((rows[0]["fid"] + rows[1]["fid"]) / 2)
