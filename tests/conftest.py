@@ -14,7 +14,6 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-import torch
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # files of tests run side by side
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -22,6 +21,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # files of tests run side by side
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # `tools`, `recipes` and `bench` are those of this checkout
     sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
 
 from stages.runner.checkpoints import SIGNALS  # noqa: E402
 from tools.small import SMALL, change, copy_project, run_in  # noqa: E402
