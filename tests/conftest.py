@@ -40,21 +40,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def run_stage(folder: Path, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a stage in a folder as `run_in` does, on one thread, but in this process, which need not import torch anew.
+    """Run a stage by `run_here`, on the CPU."""
+    return run_here(folder, import_module(f"stages.{name}").main, name, "--device", "cpu", *arguments)
 
-    The code is that of this checkout.
+
+def run_here(folder: Path, main: Callable[[], None], name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a folder as `run_in` does, but in this process, which need not import torch anew.
+
+    It has one thread, and the code of this checkout.
     """
     out, err, threads, code = io.StringIO(), io.StringIO(), torch.get_num_threads(), 0
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.chdir(folder))
         stack.enter_context(mock.patch.dict(os.environ, OMP_NUM_THREADS="1"))
-        stack.enter_context(mock.patch.object(sys, "argv", [name, "--device", "cpu", *arguments]))
+        stack.enter_context(mock.patch.object(sys, "argv", [name, *arguments]))
         stack.enter_context(contextlib.redirect_stdout(out))
         stack.enter_context(contextlib.redirect_stderr(err))
         stack.callback(torch.set_num_threads, threads)
         torch.set_num_threads(1)
         try:
-            import_module(f"stages.{name}").main()
+            main()
         except SystemExit as ended:
             code = ended.code
     return subprocess.CompletedProcess([name, *arguments], code, out.getvalue(), err.getvalue())

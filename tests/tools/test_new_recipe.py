@@ -5,13 +5,15 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, copy_project, run_in
+from conftest import ROOT, copy_project, run_here, run_in
 from PIL import Image
 
 from ldm import artifacts, images
@@ -56,21 +58,10 @@ def draw_images(root: Path, n: int) -> None:
 
 
 @pytest.fixture
-def new_recipe(copy, monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
-    """The command in this process, which need not import torch anew: its exit code, and what it says of a mistake."""
-    monkeypatch.chdir(copy)
+def new_recipe(copy, monkeypatch) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The command, in this process."""
     monkeypatch.setattr(new_recipe_tool, "ROOT", copy)
-
-    def run(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["new_recipe", *arguments])
-        code = 0
-        try:
-            run_command(new_recipe_tool.command, "new_recipe")
-        except SystemExit as ended:
-            code = ended.code
-        return code, capsys.readouterr().err
-
-    return run
+    return partial(run_here, copy, partial(run_command, new_recipe_tool.command, "new_recipe"), "new_recipe")
 
 
 def test_a_recipe_for_a_folder_of_images(copy, tmp_path):
@@ -158,7 +149,8 @@ def test_a_few_pictures_get_a_table_of_what_can_be_said(copy, new_recipe, tmp_pa
     settings = ["prepare_data.dataset=folder", f"prepare_data.root={root}", "prepare_data.size=[13, 9]"]
     settings += ["prepare_data.limit=0", "prepare_data.source=auto", "train_diffusion.optimisation.batch_size=8"]
     settings += [f"train_{name}.optimisation.steps=10" for name in ("classifier", "second_classifier", "vae")]
-    assert new_recipe("recipes/few", *settings_of(*settings, "train_diffusion.networks.unet.width=16"))[0] == 0
+    done = new_recipe("recipes/few", *settings_of(*settings, "train_diffusion.networks.unet.width=16"))
+    assert done.returncode == 0, done.stderr
     done = run_in(copy, "dvc", "repro", "recipes/few/dvc.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     measures = json.loads((copy / "recipes/few/artifacts/report/measures.json").read_text())["diffusion"]
@@ -178,7 +170,8 @@ def test_links_in_a_folder_are_seen_by_dvc(copy, new_recipe, tmp_path):
     (tmp_path / "bars/c").rename(tmp_path / "far")
     (tmp_path / "bars/c").symlink_to(tmp_path / "far")
     folder = settings_of("prepare_data.dataset=folder", f"prepare_data.root={tmp_path / 'bars'}/")
-    assert new_recipe("recipes/linked", *folder, "--from", FASHION)[0] == 0
+    done = new_recipe("recipes/linked", *folder, "--from", FASHION)
+    assert done.returncode == 0, done.stderr
     deps = read_yaml(copy / "recipes/linked/dvc.yaml")["stages"]["prepare_data"]["deps"]
     assert {str(tmp_path / "bars"), str(tmp_path / "far")} < set(deps)
     values = read_yaml(copy / "recipes/linked/params.yaml")
@@ -188,7 +181,8 @@ def test_links_in_a_folder_are_seen_by_dvc(copy, new_recipe, tmp_path):
     for path in (tmp_path / "odd").glob("*/*.png"):
         Image.open(path).resize((10, 14)).save(path)
     other = settings_of(f"prepare_data.root={tmp_path / 'odd'}")
-    assert new_recipe("recipes/odd", *other, "--from", "recipes/linked")[0] == 0
+    done = new_recipe("recipes/odd", *other, "--from", "recipes/linked")
+    assert done.returncode == 0, done.stderr
     deps = read_yaml(copy / "recipes/odd/dvc.yaml")["stages"]["prepare_data"]["deps"]
     assert [dep for dep in deps if Path(dep).is_absolute()] == [str(tmp_path / "odd")]
     assert read_yaml(copy / "recipes/odd/params.yaml")["train_diffusion"]["networks"]["unet"]["patch"] == 2
@@ -199,9 +193,9 @@ def test_links_in_a_folder_are_seen_by_dvc(copy, new_recipe, tmp_path):
         (lambda: Path(os.fsdecode(odd_name)).touch(), "named in no UTF-8"),
     ):
         make()
-        code, said = new_recipe("recipes/lost", *other, "--from", "recipes/linked")
-        assert code == 2
-        assert re.search(f"odd/a/(lost|.).png is {kind}, at which DVC fails; mend or remove it", said)
+        done = new_recipe("recipes/lost", *other, "--from", "recipes/linked")
+        assert done.returncode == 2
+        assert re.search(f"odd/a/(lost|.).png is {kind}, at which DVC fails; mend or remove it", done.stderr)
         assert not (copy / "recipes/lost").exists()
         for path in (tmp_path / "odd/a").iterdir():
             if not path.stem.isdecimal():
@@ -237,17 +231,20 @@ def flat(values: dict, prefix: str = "") -> dict[str, object]:
 
 def test_a_recipe_takes_parameters_that_the_pipeline_leaves_out(copy, new_recipe):
     settings = settings_of("train_diffusion.optimisation.compile=true", "train_vae.optimisation.muon_lr=0.01")
-    assert new_recipe("recipes/compiled", *settings)[0] == 0
+    done = new_recipe("recipes/compiled", *settings)
+    assert done.returncode == 0, done.stderr
     found = read_yaml(copy / "recipes/compiled/params.yaml")
     assert found["train_diffusion"]["optimisation"]["compile"] is True
     assert found["train_vae"]["optimisation"]["muon_lr"] == 0.01
     grouped = ["prepare_data.dataset=cifar10", "prepare_data.source=auto", "train_diffusion.networks.unet.norm=group"]
-    assert new_recipe("recipes/grouped", *settings_of(*grouped))[0] == 0  # the fitting width has 32 groups
+    done = new_recipe("recipes/grouped", *settings_of(*grouped))  # the fitting width has 32 groups
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_recipe_without_an_autoencoder_is_that_of_pixels(copy, new_recipe):
     """It has the stages and outputs of fashion_ddpm, but for the figure that this has."""
-    assert new_recipe("recipes/pixels", "--without", "train_vae")[0] == 0
+    done = new_recipe("recipes/pixels", "--without", "train_vae")
+    assert done.returncode == 0, done.stderr
     own, other = (read_yaml(copy / folder / "dvc.yaml")["stages"] for folder in ("recipes/pixels", FASHION))
     del other["draw_schedules"]
     other["report"]["deps"].remove(f"{FASHION}/artifacts/report/schedules.png")
@@ -265,7 +262,8 @@ def test_a_recipe_without_an_autoencoder_is_that_of_pixels(copy, new_recipe):
 
 
 def test_a_recipe_from_another_is_the_same_in_its_own_folder(copy, new_recipe):
-    assert new_recipe("recipes/clothes", "--from", FASHION, "--set", "train_diffusion.prediction=x0")[0] == 0
+    done = new_recipe("recipes/clothes", "--from", FASHION, "--set", "train_diffusion.prediction=x0")
+    assert done.returncode == 0, done.stderr
     own, other = (read_yaml(copy / folder / "dvc.yaml") for folder in ("recipes/clothes", FASHION))
     assert json.loads(json.dumps(own).replace("recipes/clothes", FASHION)) == other
     assert read_yaml(copy / "recipes/clothes/params.yaml")["train_diffusion"]["prediction"] == "x0"
@@ -315,8 +313,8 @@ def test_a_recipe_from_another_is_the_same_in_its_own_folder(copy, new_recipe):
     ],
 )
 def test_a_recipe_that_cannot_be(copy, new_recipe, arguments, words):
-    code, said = new_recipe(*arguments)
-    assert code == 2, said
-    assert words in said
-    assert said.count("\n") == 1
+    done = new_recipe(*arguments)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
     assert not (copy / "recipes/x").exists()

@@ -4,11 +4,12 @@ import json
 import shutil
 import sys
 from contextlib import nullcontext
+from functools import partial
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from conftest import ROOT, change, run_in
+from conftest import ROOT, change, run_here, run_in
 
 from ldm import Interrupted
 from stages.runner import read_yaml, run_command
@@ -179,11 +180,9 @@ def test_a_stage_that_fails_ends_the_repetition(project, tmp_path):
         (["--sample", "1,2", "--set", "sample.n=5"], "params.yaml and --set: sample.n: 5 is fewer than evaluate.n"),
     ],
 )
-def test_bad_requests(monkeypatch, capsys, tmp_path, arguments, words):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("sys.argv", ["repeat", *arguments, "--out", str(tmp_path / "out")])
-    with pytest.raises(SystemExit) as caught:
-        run_command(repeat.command, "repeat")
-    assert caught.value.code == 2
-    assert words in capsys.readouterr().err
+def test_bad_requests(tmp_path, arguments, words):
+    main = partial(run_command, repeat.command, "repeat")
+    done = run_here(ROOT, main, "repeat", *arguments, "--out", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert words in done.stderr
     assert not (tmp_path / "out").exists()
