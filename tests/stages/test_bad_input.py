@@ -169,6 +169,7 @@ def test_a_hand_run_never_overwrites_tracked_artifacts(refused, option):
         (("--recipe", "nosuch"), "nosuch/params.yaml is missing"),
         (("--in", "nosuch=x", "--out", "out"), "NAME is one of images"),
         (("--in", "images", "--out", "out"), "write NAME=PATH"),
+        (("--in", "images=nosuch", "--out", "out"), "nosuch is missing; name a file that is there"),
     ],
 )
 def test_command_lines(refused, monkeypatch, arguments, words):

@@ -100,7 +100,8 @@ def test_an_unknown_class_leaves_nothing_behind(project, tmp_path):
 @pytest.mark.slow
 def test_training_without_classes(project, tmp_path):
     """No sizes, no labels, and no class to ask for; the stage does not even read the images."""
-    settings = ["--set", "class_labels=false", "--in", "images=nosuch.safetensors"]
+    (tmp_path / "empty").touch()
+    settings = ["--set", "class_labels=false", "--in", f"images={tmp_path / 'empty'}"]
     done = run_stage(project, "train_diffusion", *settings, "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     trained = artifacts.load(tmp_path / "denoiser.safetensors", "denoiser")
