@@ -269,6 +269,14 @@ class TestCommittedRun:
             assert code(entry) or name == "report"
             assert (code(entry), settings(entry)) == (code(there[name]), settings(there[name])), name
 
+    @pytest.mark.parametrize("folder", ["fp32", "amx"])
+    def test_the_tables_of_other_runs_are_those_of_their_locks(self, folder):
+        stages = read_yaml(ROOT / f"artifacts/{folder}/lock.yaml")["stages"].values()
+        outs = {out["path"]: out["md5"] for entry in stages for out in entry.get("outs", ())}
+        for path in ("report/table.md", "report/measures.json", "report/memorisation.json", "decode/grid.png"):
+            content = (ROOT / f"artifacts/{folder}" / path.partition("/")[2]).read_bytes()
+            assert hashlib.md5(content).hexdigest() == outs[f"artifacts/{path}"], path
+
     def test_the_search_for_copies_has_power(self):
         found = json.loads((ROOT / "artifacts/report/memorisation.json").read_text())
         assert found["found_decoded"] >= 0.95
