@@ -6,6 +6,8 @@ of this machine, in tests/digests.json. Bits differ between kinds of CPU, so els
 
 import hashlib
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,21 @@ from stages.runner.checkpoints import cpu_kind
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "tests/digests.json"  # kind of CPU → torch, and the digest of each output
 OUTPUTS = [path_of(out) for entry in read_yaml(ROOT / "dvc.yaml")["stages"].values() for out in entry["outs"]]
+
+
+# prints a digest of the gradients of a U-Net; its argument is the precision
+GRADIENTS = """
+import hashlib, sys, torch
+from ldm.networks import networks
+from ldm.precision import autocast
+torch.manual_seed(0)
+unet = networks.build("unet", {"width": 32, "norm": "layer"})((2, 7, 7))
+for parameter in unet.parameters():
+    torch.nn.init.normal_(parameter, std=0.1)
+with autocast(sys.argv[1], "cpu"):
+    unet(torch.randn(64, 2, 7, 7), torch.rand(64)).float().square().mean().backward()
+print(hashlib.sha256(b"".join(parameter.grad.numpy().tobytes() for parameter in unet.parameters())).hexdigest())
+"""
 
 
 def digest(path: Path) -> str:
@@ -52,6 +69,20 @@ def test_outputs_are_the_recorded_ones(project):
     assert sorted(known["outputs"]) == sorted(found)
     differing = [path for path, value in found.items() if known["outputs"][path] != value]
     assert differing == [], "record them anew, by python tests/stages/test_digests.py, if they are meant to change"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cpu._is_amx_tile_supported(), reason="this CPU has no AMX")
+@pytest.mark.parametrize(("precision", "equal"), [("fp32", True), ("bf16", False)])
+def test_fp32_has_the_same_bits_without_amx(precision, equal):
+    """As on a CPU of the same make that has none; bf16 shows that the setting of oneDNN is heeded."""
+
+    def gradients(**environment: str) -> str:
+        command = [sys.executable, "-c", GRADIENTS, precision]
+        env = os.environ | environment
+        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True).stdout
+
+    assert (gradients() == gradients(ONEDNN_MAX_CPU_ISA="AVX512_CORE_BF16")) == equal
 
 
 def test_every_recorded_kind_has_every_output():
