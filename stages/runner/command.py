@@ -77,6 +77,9 @@ def stage(
         params = params or recipe / PARAMS
         values = with_settings(read_section(params, section), settings)
         inputs, outputs = files_of(name, recipe, sources, out)
+        for path in (source.partition("=")[2] for source in sources):
+            if not Path(path).exists():
+                raise InputError(f"--in: {path} is missing; name a file that is there")
         if out and "DVC_STAGE" not in os.environ:
             tracked = {path.resolve() for path in files_of(name, recipe)[1].values()}
             if lies_in_artifacts(out) or tracked & {path.resolve() for path in outputs.values()}:

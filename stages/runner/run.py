@@ -87,7 +87,7 @@ def files_of(name: str, recipe: Path, sources: Sequence[str] = (), out: Path | N
     """The data files of a stage as the dvc.yaml of a recipe states them: inputs by stem, outputs by file name.
 
     Data lie in folders called artifacts, or are safetensors files in one that a variable names; the other dependencies
-    are code. Raises: InputError where dvc.yaml lacks the stage, or a source has an unknown name or is no file.
+    are code. Raises: InputError where dvc.yaml lacks the stage, or a source has an unknown name.
     """
     entry = stages_of(recipe).get(name)
     if entry is None:
@@ -100,8 +100,6 @@ def files_of(name: str, recipe: Path, sources: Sequence[str] = (), out: Path | N
         if key not in inputs or not path:
             raise InputError(f"--in {source!r}: write NAME=PATH, where NAME is one of {', '.join(inputs) or 'none'}")
         inputs[key] = Path(path)
-        if not inputs[key].exists():
-            raise InputError(f"--in {source!r}: {path} is missing; name a file that is there")
     outs = [path_of(out) for out in entry.get("outs", [])]
     return inputs, {Path(file).name: out / Path(file).name if out else base / file for file in outs}
 
