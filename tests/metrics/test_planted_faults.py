@@ -49,6 +49,7 @@ def trained(name: str, train: Row, width: int) -> Classifier:
     torch.manual_seed(0)
     network = Classifier(classifiers.build(name, {"width": width})((1, 28, 28)), 10)
     optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, 150)  # at a constant rate one may end at a bad step
     index = Batches(len(train.images), 100, torch.Generator().manual_seed(0))
     for _ in range(150):
         chosen = next(index)
@@ -56,6 +57,7 @@ def trained(name: str, train: Row, width: int) -> Classifier:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        decay.step()
     return network.eval()
 
 
