@@ -6,20 +6,21 @@ import math
 import sys
 import warnings
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, run_in
+from conftest import ROOT, run_here, run_in
 from torch import Tensor
 
 from ldm import artifacts
 from ldm.diffusion import Denoiser, DiffusionLoss, Objective, predictions, schedules
 from ldm.networks import Posterior, Standardiser, autoencoder, classifier
 from ldm.precision import ieee_fp32
-from ldm.sampling import Guided, Streams, sample_batches, samplers, spacings
+from ldm.sampling import Guided, Streams, last_state, sample_batches, samplers, spacings, states
 from ldm.sampling.classes import class_seen
-from ldm.training.loop import Batches, Training
+from ldm.training.loop import Batches, Record, Training
 from stages.runner.parameters import PARAMS, read_section
 from stages.train_classifier import Config as ClassifierConfig
 from stages.train_diffusion import Config
@@ -130,6 +131,30 @@ def test_no_step_waits_for_the_device():
     assert run.step == 40
 
 
+@pytest.mark.parametrize("capture", [False, True])
+@pytest.mark.parametrize("stage", ["train_classifier", "train_second_classifier", "train_vae", "train_diffusion"])
+def test_no_step_of_a_stage_waits(stage, capture, project, tmp_path, monkeypatch):
+    """Each training as a command, its step taken one by one and as a CUDA graph."""
+    advance, watched = Training.advance, []
+
+    def without_waits(self: Training, *arguments: float | None) -> Record | None:
+        if not 10 <= self.step < 40:
+            return advance(self, *arguments)
+        watched.append(self.graph is not None)
+        with no_waits():
+            return advance(self, *arguments)
+
+    monkeypatch.setattr(Training, "advance", without_waits)
+    values = {"steps": 50, "record_every": 50, "warmup": 0, "capture": json.dumps(capture)}
+    settings = [f"optimisation.{key}={value}" for key, value in values.items()]
+    settings += ["guide_step=50"] if stage == "train_diffusion" else []
+    options = [option for setting in settings for option in ("--set", setting)]
+    options += ["--device", DEVICE, "--no-resume", "--out", str(tmp_path)]
+    done = run_here(project, import_module(f"stages.{stage}").main, stage, *options)
+    assert done.returncode == 0, done.stderr
+    assert watched == [capture] * 30
+
+
 def test_a_recorded_step_is_the_step():
     """Fifty steps as a CUDA graph, which draws from the same generator, end where fifty taken one by one do."""
     found = []
@@ -154,15 +179,29 @@ def test_a_recorded_training_resumes():
 
 
 def test_no_evaluation_waits_for_the_device():
-    run = training(config())
-    denoiser = Denoiser(run.network, schedules.build("rectified_flow"), predictions.build("flow"))
+    """Of a denoiser, and of one with a guide, within its interval and beyond."""
+    denoiser = Denoiser(training(config()).network, schedules.build("rectified_flow"), predictions.build("flow"))
+    guided = Guided(denoiser, denoiser, weight=1.5, sigma_min=0.3, sigma_max=4.0)
     x, labels = torch.randn(4, *SHAPE, device=DEVICE), torch.arange(4, device=DEVICE)
     sigmas = [torch.tensor(sigma, dtype=torch.float64) for sigma in (math.inf, 3.0, 0.1)]
     with torch.inference_mode():
-        denoiser(x, sigmas[0], labels)
+        guided(x, sigmas[1], labels)
         with no_waits():
-            found = [denoiser(x, sigma, labels) for sigma in sigmas]
+            found = [denoise(x, sigma, labels) for sigma in sigmas for denoise in (denoiser, guided)]
     assert all(x0.isfinite().all() for x0 in found)
+
+
+@pytest.mark.parametrize("name", sorted(samplers.functions))
+def test_no_step_of_a_sampler_waits(name):
+    """With its noise: the CPU runs ahead until it asks for the sample."""
+    denoiser = Denoiser(training(config()).network, schedules.build("cosine"), predictions.build("v"))
+    sigmas, labels = spacings.build("trailing")(denoiser.schedule, 4), torch.arange(4, device=DEVICE)
+    first, again = (Streams(0, range(4), SHAPE, DEVICE) for _ in range(2))
+    with torch.inference_mode():
+        expected = last_state(states(denoiser, samplers.build(name), sigmas, first, labels))
+        with no_waits():
+            found = last_state(states(denoiser, samplers.build(name), sigmas, again, labels))
+    torch.testing.assert_close(found, expected)
 
 
 def alive(module: torch.nn.Module) -> torch.nn.Module:

@@ -5,16 +5,19 @@ look at a value, for which the CPU would wait. Only forward passes run like this
 random numbers on the GPU, need its driver.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import ROOT
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException
+from torch.nn.functional import cross_entropy
 
-from ldm.diffusion import Denoiser, DiffusionLoss
+from ldm.diffusion import Denoiser, DiffusionLoss, Objective, timestep_samplings
 from ldm.networks import Posterior, Standardiser, autoencoder, autoencoders, classifiers, networks, scaling
-from ldm.networks.classifier import Classifier
+from ldm.networks.classifier import Classifier, augment
 from ldm.sampling import Guided, Streams, samplers, spacings, states
 from ldm.sampling.classes import class_seen, classes_of
 from stages.runner import PARAMS, read_section
@@ -48,6 +51,18 @@ def batch() -> tuple[Tensor, Tensor]:
     return torch.empty(B, *SHAPE, device="cuda"), torch.zeros(B, dtype=torch.long, device="cuda")
 
 
+@pytest.fixture
+def generator(monkeypatch) -> SimpleNamespace:
+    """A stand-in for the generator of that GPU: what is drawn from it has a shape, as all that is fake."""
+    for draw in (torch.rand, torch.randn):
+
+        def without(*size, draw=draw, generator=None, **options) -> Tensor:
+            return draw(*size, **options)
+
+        monkeypatch.setattr(torch, draw.__name__, without)
+    return SimpleNamespace(device=torch.device("cuda"))
+
+
 def test_the_check_notices_a_wrong_device_and_a_look_at_a_value():
     with fake():
         x, _ = batch()
@@ -59,15 +74,16 @@ def test_the_check_notices_a_wrong_device_and_a_look_at_a_value():
 
 @pytest.mark.parametrize("norm", ["group", "layer"])
 @pytest.mark.parametrize("schedule", ["rectified_flow", "cosine", "vp"])
-def test_a_training_loss(schedule, norm):
+@pytest.mark.parametrize("timestep_sampling", sorted(timestep_samplings.functions))
+def test_a_training_loss(schedule, norm, timestep_sampling, generator):
     model = denoiser(schedule, networks={"unet": CONFIG.networks["unet"] | {"norm": norm, "groups": 8}})
     loss = DiffusionLoss(CONFIG.build("penalty"), CONFIG.build("weighting"))
     with fake():
         moved(model.network).train()
-        (mean, labels), (eps, _) = batch(), batch()
-        moments = (torch.ones(2, dtype=torch.float64, device="cuda") for _ in range(2))
-        x0 = Standardiser(*moments).standardise(Posterior(mean, mean).draw(eps))
-        value = loss(model, x0, eps, torch.rand(B, device="cuda"), labels)
+        mean, labels = batch()
+        standardiser = Standardiser(*(torch.ones(2, dtype=torch.float64, device="cuda") for _ in range(2)))
+        objective = Objective(standardiser, loss, timestep_samplings.build(timestep_sampling))
+        value = objective(model, Posterior(mean, mean), labels, generator)
         assert (value.device.type, value.shape, value.requires_grad) == ("cuda", (B,), True)
 
 
@@ -89,9 +105,18 @@ def test_every_sampler(name, schedule):
     assert (seen.device.type, seen.dtype, seen.shape) == ("cuda", torch.int64, (B,))
 
 
-def test_the_autoencoder_and_the_classifiers():
+@pytest.mark.parametrize("name", sorted(classifiers.functions))
+def test_a_classifiers_loss(name, generator):
+    network = Classifier(classifiers.build(name)((1, 28, 28)), CLASSES)
+    with fake():
+        x, labels = torch.zeros(B, 1, 28, 28, device="cuda"), torch.zeros(B, dtype=torch.long, device="cuda")
+        logits = moved(network).train()(augment(x, generator, shift=2.0, rotation=10.0, scale=0.1))
+        assert (logits.device.type, logits.shape) == ("cuda", (B, CLASSES))
+        assert cross_entropy(logits, labels).requires_grad
+
+
+def test_the_autoencoder():
     vae = autoencoders.build("conv_vae")((1, 28, 28))
-    bodies = [Classifier(build()((1, 28, 28)), CLASSES) for build in classifiers.functions.values()]
     with fake():
         images = torch.zeros(B, 1, 28, 28, dtype=torch.uint8, device="cuda")
         posterior = autoencoder.encode_images(moved(vae), images)
@@ -100,7 +125,6 @@ def test_the_autoencoder_and_the_classifiers():
         assert autoencoder.vae_loss(vae, x, eps, 1.0).device.type == "cuda"
         sizes = scaling.heights(range(B), 0.5, 7, "cuda")
         assert scaling.scaled_vae_loss(vae, x, eps, sizes, 1.0).device.type == "cuda"
-        assert all(moved(network)(x).device.type == "cuda" for network in bodies)
 
 
 @pytest.mark.parametrize("name", sorted(networks.functions))
