@@ -10,16 +10,21 @@ into a list of records by the words of the record meant, `rows.train,ours,fp32.i
 Decimals and unit (%, M) are those of the document, the digits are the file's, rounded once; – is for what no file
 holds.
 
-A paragraph that quotes figures of a committed file has a comment above it with their keys, in the order of the text:
+A paragraph that quotes figures of committed files has a comment above it with their keys, in the order of the text:
 
-    <!-- in words, from artifacts/seeds/summary.json: fid_test.real_std fid_val.real_std -->
+    <!-- in words, from artifacts/seeds/summary.json: fid_test.real_std - agree.mean; from params.yaml: sample.n -->
 
-A table of figures that no committed file holds has the comment <!-- measured on MACHINE -->.
+There every figure with a fraction or a unit has its key, or `-` where no file holds it. A number as part of a key takes
+one record of a list; -1 is the last.
+
+A table of figures that no committed file holds has the comment <!-- measured on MACHINE -->; where a file holds one of
+its rows, after `; row TEXT, from …`, which is read as above, with a text that stands in this row alone.
 
 `python tests/test_documents.py --write` writes the figures of all tables anew.
 """
 
 import json
+import math
 import re
 import shlex
 import sys
@@ -33,13 +38,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from safetensors import safe_open
 
 from stages.runner import PARAMS, ROOT, files_of, read_yaml, with_settings
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 NONE = "–"
 TABLE = re.compile(r"(?:<!--((?:(?!-->)[\s\S])*)-->\n)?((?:^\|.*\n)+)", re.MULTILINE)
-SENTENCES = re.compile(r"<!-- in words, from (\S+):\s+([^>]*?)\s*-->\n((?:(?!<!--).+\n)+)")
+SENTENCES = re.compile(r"<!-- in words, (from [^>]*?)\s*-->\n((?:(?!<!--).+\n)+)")
+ROW = re.compile(r"; row (.+?), (from [^>]*)")
+KEYS = re.compile(r"from\s+(\S+):\s+([^;]+)")
+NO_FIGURE = re.compile(r"\]\([^)]*\)|`[^`]*`|\(2M\)")  # links, code, and the name of a sampler
 SOURCE = re.compile(r"\s*figures from (\S+):\s+(.*?)\s*", re.DOTALL)
 FIGURE = re.compile(r"−?\d[\d,]*(?:\.(\d+))?( %|M)?")
 FIGURE_CELL = re.compile(r"\**−?\d[\d,]*(\.\d+)?( ?(±.*|%|M|s|min.*|h))?\**")
@@ -90,7 +99,9 @@ def name_in(cell: str) -> str:
 def find(value: Any, key: str) -> Any:
     """What stands under a key in nested mappings and lists of records, or alone in a list; None where nothing does."""
     for part in key.split("."):
-        if isinstance(value, list):
+        if isinstance(value, list) and part.lstrip("-").isdigit():
+            value = value[int(part)]
+        elif isinstance(value, list):
             words = Counter(part.split(","))
             value = next((r for r in value if Counter(x for x in r.values() if isinstance(x, str)) == words), None)
         else:
@@ -98,11 +109,22 @@ def find(value: Any, key: str) -> Any:
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
+def content_of(file: Path) -> Any:
+    """Of a model the number of weights in each of its parts."""
+    if file.suffix == ".safetensors":
+        sizes: Counter[str] = Counter()
+        with safe_open(file, "np") as model:
+            for name in model.keys():  # noqa: SIM118 (it is no mapping)
+                sizes[name.partition(".")[0]] += math.prod(model.get_slice(name).get_shape())
+        return dict(sizes)
+    return read_yaml(file) if file.suffix == ".yaml" else json.loads(file.read_text("utf-8"))
+
+
 def numbers_of(path: str, key: str) -> list[Any]:
     """The figure of a cell, or none."""
     values = []
     for file in sorted(ROOT.glob(path)):
-        terms = [find(json.loads(file.read_text("utf-8")), term) for term in key.split("/")]
+        terms = [find(content_of(file), term) for term in key.split("/")]
         if None not in terms:
             values.append(terms[0] / terms[1] if len(terms) > 1 else terms[0])
     return values
@@ -191,11 +213,37 @@ def test_figures_are_those_of_the_committed_files(table):
 def test_figures_in_sentences_are_those_of_the_committed_files(document):
     quoted = SENTENCES.findall(document.read_text("utf-8"))
     assert len(quoted) == document.read_text("utf-8").count("<!-- in words")
-    for path, keys, text in quoted:
-        figures = FIGURE.finditer(text)
+    for table in tables(document):
+        for label, sources in ROW.findall(table.comment):
+            (row,) = [cells for cells in table.rows[1:] if label in ", ".join(cells)]
+            quoted.append((sources, ", ".join(row).replace(label, "")))
+    for sources, text in quoted:
+        check_quotes(sources, text)
+
+
+def check_quotes(sources: str, text: str) -> None:
+    """Hold the figures of a text to the keys that a comment gives for them, in their order."""
+    figures = FIGURE.finditer(NO_FIGURE.sub("", text))
+    for path, keys in KEYS.findall(sources):
         for key in keys.split():
-            (number,) = numbers_of(path, key)
-            assert any(as_written(figure, number) == figure[0] for figure in figures), f"{key} is {number}, in {text}"
+            number = None if key == "-" else numbers_of(path, key)[0]
+            for figure in figures:
+                exact = bool(figure[1] or figure[2])  # a whole number without a unit may be of anything
+                if (exact and number is None) or (number is not None and as_written(figure, number) == figure[0]):
+                    break
+                assert not exact, f"{figure[0]} where {key} is {number}, in {text}"
+            else:
+                raise AssertionError(f"{key} is {number}, which is not in {text}")
+    assert [figure[0] for figure in figures if figure[1] or figure[2]] == [], f"figures without a key, in {text}"
+
+
+def test_a_figure_in_a_sentence_needs_a_key():
+    source = "from params.yaml: train_diffusion.optimisation.steps sample.samplers.dpmpp_2m.eta"
+    check_quotes(source, "After 3,000 steps of 256, with η = 0.5 ([page](0.7), `0.8`).")
+    check_quotes(source.replace(" sample", " - sample"), "After 3,000 steps, of which 1.5 % failed, with η = 0.5.")
+    for text in ("After 3,001 steps, with η = 0.5.", "After 3,000 steps, with η = 0.6.", "3,000 steps and 0.5 or 0.7."):
+        with pytest.raises(AssertionError):
+            check_quotes(source, text)
 
 
 @pytest.mark.parametrize("document", documented(Path))
