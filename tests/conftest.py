@@ -65,6 +65,14 @@ def run_here(folder: Path, main: Callable[[], None], name: str, *arguments: str)
     return subprocess.CompletedProcess([name, *arguments], code, out.getvalue(), err.getvalue())
 
 
+@pytest.fixture(autouse=True)
+def no_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests compare bits, and those of a GPU are others; where there is one, the tests of test_cuda.py alone see it."""
+    if request.path.name != "test_cuda.py":
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
 @pytest.fixture
 def run() -> Run:
     """Run a command in the project's folder."""

@@ -7,6 +7,7 @@ import ast
 import contextlib
 import hashlib
 import json
+import re
 import shlex
 import subprocess
 from collections.abc import Iterator
@@ -121,11 +122,13 @@ def test_an_import_inside_a_function_says_why(path):
     lines = (ROOT / path).read_text("utf-8").splitlines()
     for number in set(unusual_imports(path)):
         line, above = lines[number - 1], lines[number - 2]
-        assert "# " in line or above.lstrip().startswith("# "), f"{path}:{number}: {line.strip()}"
+        reasons = [line.partition("# ")[2], above.lstrip().partition("# ")[2] if above.lstrip()[:2] == "# " else ""]
+        reasons = [re.sub(r"(noqa|type): ?[\w, -]*(\[[\w-]*\])?", "", reason) for reason in reasons]
+        assert any(len(reason.split()) > 2 for reason in reasons), f"{path}:{number}: {line.strip()}"
 
 
 def test_few_imports_are_inside_functions():
-    assert sum(len(set(unusual_imports(path))) for path in FILES) < 30
+    assert sum(len(set(unusual_imports(path))) for path in FILES) < 15
 
 
 def tracked(*patterns: str) -> list[Path]:

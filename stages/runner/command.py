@@ -224,7 +224,8 @@ def announce(run: Run[Any]) -> None:
     card = f"{torch.cuda.get_device_name(run.device)}, " if run.device_type == "cuda" else ""
     print(f"{run.name}: on {run.device} ({card}{threads} threads), in {precision}", flush=True)
     if "bf16" in precision and not has_bf16(run.device_type):
-        warn(run.name, f"this {run.device_type} does not multiply in bf16, which takes several times as long as fp32; set precision auto")
+        slow = f"this {run.device_type} does not multiply in bf16, which takes several times as long as fp32"
+        warn(run.name, f"{slow}; set precision auto")
 
 
 def keep_freed_memory() -> None:

@@ -106,6 +106,7 @@ def test_a_gpu_that_torch_cannot_use_is_named_with_torchs_reason(monkeypatch, ca
         warnings.warn("The NVIDIA driver on your system is too old (found version 11040). Please update", stacklevel=1)
         return False
 
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(torch.cuda, "is_available", available)
     monkeypatch.setattr(command.shutil, "which", lambda name: f"/usr/bin/{name}")
     assert command.pick_device("auto") == "cpu"
@@ -121,6 +122,7 @@ def test_a_gpu_that_torch_cannot_use_is_named_with_torchs_reason(monkeypatch, ca
 def test_a_gpu_for_which_torch_was_not_built_is_not_taken(monkeypatch, capsys):
     """Of two cards the first alone is new enough; of one that is too old, the CPU is taken instead."""
     capability = {0: (9, 0), 1: (7, 0)}
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capability))
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90a", "compute_120"])

@@ -30,7 +30,7 @@ from stages.runner import read_yaml
 pytestmark = pytest.mark.slow
 CLASSIFIERS = ["train_classifier", "train_second_classifier"]
 ROWS = ["random", "vae_prior", "reconstruction", "diffusion", "test_images"]
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}  # as the run of the fixture, bit for bit
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # as the run of the fixture, bit for bit
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from ldm import artifacts
 pytestmark = pytest.mark.slow
 KINDS = {"train_vae": "vae", "train_diffusion": "denoiser"}
 # two processes would take a GPU each, and the bits of a result are only the same on a CPU, with as many threads
-ON_THE_CPU = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 # the rest of the words is a name and a command, which runs on a host of that name
 RENAMED = ["unshare", "--user", "--map-root-user", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"']
@@ -46,7 +46,7 @@ def command(stage: str, out: Path, *arguments: str) -> list[str]:
 
 def start(copy: Path, out: Path, *arguments: str) -> subprocess.Popen[str]:
     """A training of the autoencoder by two processes."""
-    env = os.environ | {"PYTHONPATH": str(copy), "LDM_PROCESSES": "2"} | ON_THE_CPU
+    env = os.environ | {"PYTHONPATH": str(copy), "LDM_PROCESSES": "2"} | ONE_THREAD
     return subprocess.Popen(command("train_vae", out, *arguments), cwd=copy, env=env, stderr=subprocess.PIPE, text=True)
 
 
@@ -86,7 +86,7 @@ def trained(copy, tmp_path_factory) -> dict[str, dict[int, Path]]:
     for stage in KINDS:
         for processes in (1, 2):
             out = folder / f"{stage}-{processes}"
-            done = run_in(copy, *command(stage, out), LDM_PROCESSES=str(processes), **ON_THE_CPU)
+            done = run_in(copy, *command(stage, out), LDM_PROCESSES=str(processes), **ONE_THREAD)
             assert done.returncode == 0, done.stderr
     return {stage: {n: folder / f"{stage}-{n}" for n in (1, 2)} for stage in KINDS}
 
@@ -104,7 +104,7 @@ def test_two_processes_draw_the_same_samples(copy, tmp_path):
     outs = [tmp_path / str(processes) for processes in (1, 2)]
     for processes, out in enumerate(outs, 1):
         arguments = command("sample", out, "--set", "batch_size=70")
-        done = run_in(copy, *arguments, LDM_PROCESSES=str(processes), **ON_THE_CPU)
+        done = run_in(copy, *arguments, LDM_PROCESSES=str(processes), **ONE_THREAD)
         assert done.returncode == 0, done.stderr
     assert "samples.safetensors" in digests(outs[0])
     assert digests(outs[0]) == digests(outs[1])
@@ -113,7 +113,7 @@ def test_two_processes_draw_the_same_samples(copy, tmp_path):
 def test_the_log_counts_the_processes(copy):
     """In the tracked place. There is one batch, so that the second process draws none; the samples are as before."""
     wanted = digests(copy / "artifacts/sample")
-    done = run_in(copy, sys.executable, "-m", "stages.sample", LDM_PROCESSES="2", **ON_THE_CPU)
+    done = run_in(copy, sys.executable, "-m", "stages.sample", LDM_PROCESSES="2", **ONE_THREAD)
     assert done.returncode == 0, done.stderr
     assert digests(copy / "artifacts/sample") == wanted
     assert json.loads((copy / "artifacts/logs/sample.json").read_text())["processes"] == 2
@@ -168,7 +168,7 @@ def test_the_death_of_one_process_ends_the_run(copy, tmp_path):
     ],
 )
 def test_mistakes_are_said_before_the_start(copy, tmp_path, stage, arguments, message):
-    done = run_in(copy, *command(stage, tmp_path, *arguments), **ON_THE_CPU)
+    done = run_in(copy, *command(stage, tmp_path, *arguments), **ONE_THREAD)
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -178,13 +178,13 @@ def test_mistakes_are_said_before_the_start(copy, tmp_path, stage, arguments, me
 def test_the_name_of_the_host_need_not_resolve(copy, tmp_path):
     """In a name space of its own the host has a name that no server knows."""
     words = [*RENAMED, "nosuch.invalid", *command("sample", tmp_path / "out", "--processes", "2")]
-    done = run_in(copy, *words, **ON_THE_CPU)
+    done = run_in(copy, *words, **ONE_THREAD)
     assert done.returncode == 0, done.stderr
     assert digests(tmp_path / "out") == digests(copy / "artifacts/sample")
 
 
 def test_a_stage_of_one_process_refuses_torchrun(copy, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = run_in(copy, *torchrun, "--module", "stages.train_classifier", "--out", str(tmp_path), **ON_THE_CPU)
+    done = run_in(copy, *torchrun, "--module", "stages.train_classifier", "--out", str(tmp_path), **ONE_THREAD)
     assert done.returncode != 0
     assert "train_classifier: this stage runs in one process; start it without torchrun" in done.stderr
