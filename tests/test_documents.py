@@ -229,7 +229,10 @@ def check_quotes(sources: str, text: str) -> None:
             number = None if key == "-" else numbers_of(path, key)[0]
             for figure in figures:
                 exact = bool(figure[1] or figure[2])  # a whole number without a unit may be of anything
-                if (exact and number is None) or (number is not None and as_written(figure, number) == figure[0]):
+                if exact and number is None:
+                    break
+                shown = exact or isinstance(number, int) or (number or 0) >= 10  # 0.9952 is not the 1 of "below 1"
+                if shown and number is not None and as_written(figure, number) == figure[0]:
                     break
                 assert not exact, f"{figure[0]} where {key} is {number}, in {text}"
             else:

@@ -28,6 +28,7 @@ from stages.runner.parameters import PARAMS, as_written, parameters_of, read_sec
 from stages.runner.run import C, Run, files_of, warn
 
 Compute = Callable[[Run[C]], None]
+DRIVER = Path("/proc/driver/nvidia")  # there where NVIDIA's driver is loaded
 # number of an OSError → what the user can do; for all others, free space or choose another folder
 REMEDIES = {errno.EISDIR: "name a file in it", errno.ENOTDIR: "a folder is wanted there"}
 REMEDIES |= {errno.EACCES: "make it accessible to you", errno.ENOENT: "put it there, or install the program"}
@@ -167,7 +168,8 @@ def pick_device(text: str) -> str:
                 count = card
                 break
     if text == "auto":
-        if not count and shutil.which("nvidia-smi") and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
+        card = shutil.which("nvidia-smi") or DRIVER.exists()
+        if not count and card and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
             warn("device", f"torch {torch.__version__} cannot use this machine's NVIDIA GPU{why}; the CPU is used")
         return "cuda" if count else "cpu"
     match = re.fullmatch(r"cuda(?::(0|[1-9]\d{0,3}))?", text)
