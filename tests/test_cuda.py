@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, run_here, run_in
+from test_fake_cuda import NOISY
 from torch import Tensor
 
 from ldm import artifacts
@@ -191,16 +192,18 @@ def test_no_evaluation_waits_for_the_device():
     assert all(x0.isfinite().all() for x0 in found)
 
 
-@pytest.mark.parametrize("name", sorted(samplers.functions))
-def test_no_step_of_a_sampler_waits(name):
+@pytest.mark.parametrize(("name", "options"), [*((name, {}) for name in sorted(samplers.functions)), *NOISY])
+def test_no_step_of_a_sampler_waits(name, options):
     """With its noise: the CPU runs ahead until it asks for the sample."""
-    denoiser = Denoiser(training(config()).network, schedules.build("cosine"), predictions.build("v"))
+    network = alive(training(config()).network)
+    denoiser = Denoiser(network, schedules.build("rectified_flow"), predictions.build("flow"))
+    sampler = samplers.build(name, options)
     sigmas, labels = spacings.build("trailing")(denoiser.schedule, 4), torch.arange(4, device=DEVICE)
     first, again = (Streams(0, range(4), SHAPE, DEVICE) for _ in range(2))
     with torch.inference_mode():
-        expected = last_state(states(denoiser, samplers.build(name), sigmas, first, labels))
+        expected = last_state(states(denoiser, sampler, sigmas, first, labels))
         with no_waits():
-            found = last_state(states(denoiser, samplers.build(name), sigmas, again, labels))
+            found = last_state(states(denoiser, sampler, sigmas, again, labels))
     torch.testing.assert_close(found, expected)
 
 

@@ -27,6 +27,10 @@ SHAPE, CLASSES, B = (2, 7, 7), 10, 4
 CONFIG = Config.parse(read_section(ROOT / PARAMS, "train_diffusion"), "train_diffusion")
 
 
+# the options by which the deterministic samplers draw fresh noise; the pipeline's is the first
+NOISY = [("dpmpp_2m", {"eta": 0.5}), ("ddim", {"eta": 1.0}), ("heun", {"S_churn": 10.0})]
+
+
 def fake() -> FakeTensorMode:
     """In it, a tensor on cuda is one on a GPU that is not there."""
     return FakeTensorMode(allow_non_fake_inputs=True)
@@ -87,9 +91,12 @@ def test_a_training_loss(schedule, norm, timestep_sampling, generator):
         assert (value.device.type, value.shape, value.requires_grad) == ("cuda", (B,), True)
 
 
-@pytest.mark.parametrize("name", sorted(samplers.functions))
-@pytest.mark.parametrize("schedule", ["rectified_flow", "cosine"])
-def test_every_sampler(name, schedule):
+@pytest.mark.parametrize(
+    ("name", "options", "schedule"),
+    [(name, {}, schedule) for name in sorted(samplers.functions) for schedule in ("rectified_flow", "cosine")]
+    + [(name, options, "vp") for name, options in NOISY],
+)
+def test_every_sampler(name, options, schedule):
     main, guide = denoiser(schedule), denoiser(schedule)
     guided = Guided(main, guide, weight=1.5, sigma_min=0.3, sigma_max=4.0)
     sigmas = spacings.build("trailing")(main.schedule, 3)
@@ -99,7 +106,7 @@ def test_every_sampler(name, schedule):
         noise = Streams(0, range(B), SHAPE, "cuda")
         labels = classes_of(range(B), [B] * CLASSES, None, "cuda")
     with torch.inference_mode():  # the levels are real numbers on the CPU; whatever meets a fake tensor becomes one
-        *_, end = states(guided, samplers.build(name), sigmas, noise, labels)
+        *_, end = states(guided, samplers.build(name, options), sigmas, noise, labels)
         seen = class_seen(main, end, noise)
     assert (end.device.type, end.dtype, end.shape) == ("cuda", torch.float64, (B, *SHAPE))
     assert (seen.device.type, seen.dtype, seen.shape) == ("cuda", torch.int64, (B,))
