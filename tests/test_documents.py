@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from dvc.cli import parse_args
 from safetensors import safe_open
 
 from stages.runner import PARAMS, ROOT, files_of, read_yaml, with_settings
@@ -190,7 +191,7 @@ def commands(document: Path) -> Iterator[list[str]]:
                     yield [folder, *words]
             if line.startswith("("):
                 folder = "."  # a subshell ends
-    for span in re.findall(r"`((?:python -m|dvc exp run|-S \+\+)[^`]+)`", BLOCK.sub("", text)):
+    for span in re.findall(r"`((?:\w+=\S* )?(?:python -m|dvc|make|-S \+\+) [^`]+)`", BLOCK.sub("", text)):
         words = shlex.split(re.sub(r"([\w.]+)=<name>", lambda key: f"{key[1]}={A_NAME[key[1]]}", span))
         yield [".", *(["dvc", "exp", "run"] if words[0] == "-S" else []), *words]
 
@@ -335,6 +336,20 @@ def parse_tool(words: list[str]) -> None:
     if words[0].endswith("python") and words[1] == "-m" and words[2].split(".")[0] in ("tools", "bench"):
         module = import_module("bench.__main__" if words[2] == "bench" else words[2])
         module.command.make_context(words[2], words[3:])
+
+
+@pytest.mark.parametrize("document", documented(Path))
+def test_dvc_and_make_know_these_commands(document):
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    for _, *words in commands(document):
+        while words and re.match(r"\w+=", words[0]):  # a variable of the environment
+            del words[0]
+        if words[:1] == ["dvc"]:
+            parse_args(words[1:])  # raises an error for an option or a command that DVC does not have
+        elif words[:1] == ["make"]:
+            assert words[1] in targets, words
+        elif words[:1] == ["torchrun"]:
+            assert find_spec(words[words.index("-m") + 1]), words
 
 
 @pytest.mark.parametrize("document", documented(Path))
