@@ -211,8 +211,7 @@ def test_the_ablation_changes_one_thing_at_a_time():
     """From each training to the next; a choice is a word and its options."""
     changes: dict[str, set[str]] = {
         "tutorial": set(),
-        "fresh": set(),  # reads other latents
-        "unet": {"network"},
+        "unet": {"network"},  # and the latents, which are drawn afresh in each step
         "averaged": {"ema_decay"},
         "muon": {"lr", "lr_final", "warmup", "muon_lr", "betas", "clip_norm"},
         "straight": {"schedule", "prediction"},
