@@ -79,14 +79,20 @@ def run() -> Run:
     return lambda *command, **environment: run_in(ROOT, *command, **environment)
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty folder to run in; the handlers of signals are put back."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(autouse=True)
+def handlers_of_signals():
+    """They are put back: a command sets its own, and ends its process elsewhere."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    yield tmp_path
+    yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder to run in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

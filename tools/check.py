@@ -9,7 +9,7 @@ python -m tools.check --clean               remove all checkpoints, also those o
 import contextlib
 import shutil
 from collections.abc import Iterator, Mapping
-from functools import cache, partial
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import click
 
 from ldm import InputError, Section, diffusion, sampling
 from ldm.lazy import torch
-from stages.runner import DAG, FOLDER, PARAMS, ROOT, read_yaml, run_command, stages_of
+from stages.runner import FOLDER, PARAMS, ROOT, read_yaml, run_command, stages_of
 
 SHOWN = 5  # how many reasons a line names
 
@@ -90,15 +90,12 @@ def changed_stages() -> Iterator[tuple[str, list[tuple[str, str]]]]:
     from dvc import exceptions, repo  # DVC takes a second to import, for which --help should not wait
 
     try:
-        with contextlib.chdir(ROOT), repo.Repo() as project:  # DVC names stages from where it stands
-            status = project.status()
+        with contextlib.chdir(ROOT), repo.Repo() as project, project.lock:  # DVC names stages from where it stands
+            ran = [stage for stage in project.index.stages if any(file.hash_info for file in stage.deps + stage.outs)]
+            status = [item for stage in ran for item in stage.status().items()]
     except exceptions.DvcException as error:
         raise InputError(f"DVC cannot tell what has changed: {error}") from None
-    locked = cache(lambda lock: read_yaml(lock)["stages"] if lock.exists() else {})
-    for stage, changes in status.items():
-        file, _, name = stage.rpartition(":")
-        if name not in locked((ROOT / (file or DAG)).with_suffix(".lock")):
-            continue
+    for stage, changes in status:
         groups = [group for change in changes if isinstance(change, dict) for group in change.values()]
         # DVC says of a stage without outputs that it is always changed
         words = [(change, "") for change in changes if isinstance(change, str) and change != "always changed"]

@@ -4,6 +4,7 @@
 python -m stages.train_vae --set kl_weight=0.05 --out tmp/loose
 python -m tools.compare_latents loose=tmp/loose/vae.safetensors --out tmp/latents.json
 
+The file has, by autoencoder, FID / validation and the KL term in nats.
 A denoiser leaves its samples between the latents of real images, where decoders differ more than in reconstructions.
 So the latent of each validation image is averaged with that of its nearest neighbour, and what the decoder makes of
 these midpoints is compared with the training images (after arXiv:2603.05630). Images reconstructed from the mean
@@ -26,14 +27,12 @@ from stages.runner import check_writable, files_of, limit_threads, pick_device, 
 @click.argument("vaes", nargs=-1, required=True, metavar="NAME=PATH...")
 @click.option("--recipe", type=Path, default=Path(), help="Folder of the recipe whose images and classifier serve.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:i.")
-@click.option("--out", type=Path, required=True, help="JSON file: by autoencoder, FID / validation and KL in nats.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="JSON file of the results.")
 @ieee_fp32()
 def command(vaes: tuple[str, ...], recipe: Path, device: str, out: Path) -> None:
     named = dict(text.split("=", 1) for text in vaes if "=" in text)
     if len(named) < len(vaes):
         raise InputError(f"{' '.join(vaes)}: write NAME=PATH for each autoencoder, with different names")
-    if out.is_dir():
-        raise InputError(f"--out {out} is a folder; name a file in it")
     check_writable(out.parent)
     limit_threads()
     device, inputs = pick_device(device), files_of("train_vae", recipe)[0]

@@ -8,6 +8,7 @@ python -m tools.draw --labels 7 --n 10 --out seven.gif           an animation
 
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -27,9 +28,7 @@ EXPORTED = "artifacts/export/model.safetensors"
 @click.option("--columns", type=click.IntRange(min=1), default=10, help="Columns of the grid.")
 @click.option("--device", default="auto", help="auto, cpu, cuda or cuda:i.")
 @click.option("--out", type=Path, required=True, help="PNG or GIF file.")
-def command(
-    model: Path, labels: str | None, n: int, seed: int, steps: int | None, columns: int, device: str, out: Path
-) -> None:
+def command(model: Path, labels: str | None, n: int, columns: int, device: str, out: Path, **how: Any) -> None:
     if out.suffix.lower() not in (".png", ".gif"):
         raise InputError(f"--out {out}: name a .png file for a grid, or a .gif file for an animation")
     check_writable(out.parent)
@@ -38,9 +37,9 @@ def command(
     names = [labels] if labels in loaded.denoiser.class_names else [name.strip() for name in (labels or "").split(",")]
     own = None if labels is None else list(islice(cycle(names), n))
     if out.suffix.lower() == ".png":
-        write_atomic(out, png(tile(loaded.sample(n, seed, label=own, steps=steps), columns)))
+        write_atomic(out, png(tile(loaded.sample(n, label=own, **how), columns)))
         return
-    states = loaded.denoising(n, seed, label=own, steps=steps)
+    states = loaded.denoising(n, label=own, **how)
     write_atomic(out, gif([tile(state, columns) for state in states.unbind(1)], 120, hold=2000))
 
 

@@ -19,8 +19,7 @@ from ruamel.yaml import YAML
 
 from ldm import InputError, data, networks
 from stages import prepare_data, train_diffusion
-from stages.runner import DAG, PARAMS, ROOT, path_of, read_section, read_yaml, run_command, stages_of, with_settings
-from stages.runner.progress import track
+from stages.runner import DAG, PARAMS, ROOT, path_of, read_section, run_command, stages_of, track, with_settings
 from tools.check import check_parameters
 
 SHAPES = dict.fromkeys(("cifar10", "cifar100", "svhn"), (3, 32, 32))  # (C, H, W) of the sets that differ from MNIST
@@ -30,74 +29,58 @@ NETWORK, OPTIMISATION = "train_diffusion.networks.unet", "train_diffusion.optimi
 EPOCHS, FEWEST_STEPS = 300, 1000  # after more of them the emoji's validation loss rose
 OFTEN, DROPOUT = 100, 0.1  # a U-Net whose training sees each picture more often than that takes dropout
 NEEDED = ("prepare_data", "train_diffusion", "sample", "evaluate")  # stages that a recipe to start from must have
+OPTIONAL = ("train_vae", "memorisation", "export", "report")  # stages that can be left out
 OF_AUTOENCODER = {"vae_prior.json", "reconstruction.json", "reconstructions.png"}  # outputs of other stages
 
 
 def without(dag: dict[str, Any], name: str) -> None:
     """Take a stage out of a DAG (the contents of a dvc.yaml), and its outputs out of the metrics and plots.
 
-    Only train_vae may be taken out although other stages read its output: they then work on pixels. What these write
-    of the autoencoder goes too. The report shows what is left. Raises: InputError for an unknown stage, and for one
-    that other stages need.
+    Of those in OPTIONAL, other stages read the output of train_vae alone: they then work on pixels. What these write of
+    the autoencoder goes too. The report shows what is left. Raises: InputError where there is no such stage.
     """
-    stages = dag["stages"]
-    if name not in stages:
-        raise InputError(f"--without {name}: unknown stage; known are {', '.join(stages)}")
-    gone = {path_of(out) for out in stages[name]["outs"]}
-    readers = [other for other, entry in stages.items() if gone & set(entry["deps"]) and entry["outs"]]
+    if name not in dag["stages"]:
+        raise InputError(f"--without {name}: there is no such stage; known are {', '.join(dag['stages'])}")
+    gone = map(path_of, dag["stages"].pop(name).get("outs", []))
     places = {path[path.index("artifacts/") :] for path in gone}  # relative to dvc.yaml, as metrics and plots are
-    if name == "train_vae":
-        places |= OF_AUTOENCODER
-    elif readers or name in NEEDED:
-        raise InputError(f"--without {name}: {', '.join(readers) or 'the table'} needs it; only train_vae can go")
-    del stages[name]
-    for part in (dag, *stages.values()):
+    places |= OF_AUTOENCODER if name == "train_vae" else set()
+    for part in (dag, *dag["stages"].values()):
         for key in part.keys() & {"deps", "outs", "metrics", "plots"}:
             part[key] = [item for item in part[key] if not any(path in str(item) for path in places)]
 
 
-def relocate(dag: dict[str, Any], source: str, target: str) -> None:
-    """Let the data of a DAG lie in the folder `target`; like every recipe, it runs in the project's root.
-
-    source: the folder of the recipe that the DAG comes from; '.' is the pipeline itself.
-    """
-    data = "artifacts/" if source == "." else f"{source}/artifacts/"
+def make_recipe(dag: dict[str, Any], target: str) -> None:
+    """Make the pipeline's DAG that of a recipe with its data in the folder `target`; it runs in the project's root."""
 
     def move(value: Any) -> Any:
         if isinstance(value, dict):
             return {move(key): inner for key, inner in value.items()}
-        return f"{target}/artifacts/{value.removeprefix(data)}" if value.startswith(data) else value
+        return f"{target}/{value}" if value.startswith("artifacts/") else value
 
     for name, entry in dag["stages"].items():
-        entry["deps"], entry["outs"] = [move(dep) for dep in entry["deps"]], [move(out) for out in entry["outs"]]
-        if source == ".":
-            if name == "export":  # git holds the pipeline's model alone, so that a recipe's must be in DVC's cache
-                entry["outs"] = [path_of(out) for out in entry["outs"]]
-            entry |= {"cmd": f"{entry['cmd']} --recipe {target}", "wdir": "../.."}
-            entry["params"] = [{f"{target}/{PARAMS}": [name]}]
-        else:
-            entry["cmd"] = entry["cmd"].replace(source, target)
-            entry["params"] = [{f"{target}/{PARAMS}": keys} for params in entry["params"] for keys in params.values()]
+        entry |= {"cmd": f"{entry['cmd']} --recipe {target}", "wdir": "../.."}
+        entry["params"] = [{f"{target}/{PARAMS}": [name]}]
+        if name == "export":  # git holds the pipeline's model alone, so that a recipe's must be in DVC's cache
+            entry["outs"] = [path_of(out) for out in entry["outs"]]
+        entry |= {key: [move(file) for file in entry.get(key, [])] for key in ("deps", "outs")}
     dag.pop("artifacts", None)
 
 
 def of_folder(config: prepare_data.Config) -> tuple[tuple[int, int, int], int]:
-    """The shape (C, H, W) that a folder's pictures will have, from some of them if these have colours, and how many.
+    """The shape (C, H, W) that a folder's pictures will have, and how many there are; read up to the first in colour.
 
     Raises: InputError for a folder that is not there, or of whose pictures none can be read.
     """
-    folder, root = data.image_folder, Path(os.path.expanduser(config.root))
+    root, folder = Path(os.path.expanduser(config.root)), data.image_folder
     paths = folder.find(root).paths
-    results = list(folder.convert(paths[:: max(len(paths) // 100, 1)], config.conversion()))
-    pictures = [x for x in results if not isinstance(x, str)]
-    if not pictures:
-        reasons = folder.listing(x for x in results if isinstance(x, str)) or "it has no pictures"
+    results = track(folder.convert(paths, config.conversion()), len(paths), "picture", "new_recipe")
+    pictures = (x for x in results if not isinstance(x, str))
+    first = next(pictures, None)
+    if first is None:
+        reasons = folder.listing(map(str, folder.convert(paths, config.conversion()))) or "it has no pictures"
         raise InputError(f"--set prepare_data.root={root}: no picture can be read: {reasons}")
-    colours = any(x.shape[2] == 3 for x in pictures)
-    if config.channels == "auto" and not colours:
-        rest = track(folder.convert(paths, config.conversion()), len(paths), "picture", "new_recipe")
-        colours = any(x.shape[2] == 3 for x in rest if not isinstance(x, str))
-    return (3 if colours else 1, *pictures[0].shape[:2]), len(paths)
+    colours = first.shape[2] == 3 or (config.channels == "auto" and any(x.shape[2] == 3 for x in pictures))
+    return (3 if colours else 1, *first.shape[:2]), len(paths)
 
 
 def fitting_settings(values: dict[str, Any], settings: Sequence[str], own_sizes: bool) -> list[str]:
@@ -153,14 +136,14 @@ def as_path(path: Path) -> str:
     return str(path).replace("${", "\\${")
 
 
-def see_the_folder(dag: dict[str, Any], before: str, section: dict[str, Any]) -> None:
-    """Make a folder of pictures a dependency of prepare_data, so that DVC sees it change. before: the one until now.
+def see_the_folder(dag: dict[str, Any], section: dict[str, Any]) -> None:
+    """Make a folder of pictures a dependency of prepare_data beside its code, so that DVC sees it change.
 
     DVC does not look into linked folders, which become dependencies of their own, and fails at a link to nothing, at
     what is no file, such as a named pipe, or may not be read, and at a name that is no UTF-8. Raises: InputError.
     """
-    deps, old = dag["stages"]["prepare_data"]["deps"], Path(os.path.expanduser(before))
-    deps[:] = [dep for dep in deps if not Path(dep).is_absolute() and Path(dep) != Path(as_path(old))]
+    deps = dag["stages"]["prepare_data"].setdefault("deps", [])
+    deps[:] = [dep for dep in deps if dep.startswith(("ldm/", "stages/"))]  # without the folder until now
     if section["dataset"] != "folder":
         return
     root = Path(os.path.expanduser(str(section.get("root", prepare_data.ROOT))))
@@ -178,35 +161,32 @@ def see_the_folder(dag: dict[str, Any], before: str, section: dict[str, Any]) ->
 @click.command(help=__doc__)
 @click.argument("folder", type=Path)
 @click.option("--from", "source", type=Path, default=Path(), help="Folder of another recipe to start from.")
-@click.option("--without", "dropped", multiple=True, metavar="STAGE", help="Leave a stage out (repeatable).")
+@click.option("--without", "dropped", multiple=True, type=click.Choice(OPTIONAL), help="Leave a stage out.")
 @click.option("--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a parameter (repeatable).")
 def command(folder: Path, source: Path, dropped: tuple[str, ...], settings: tuple[str, ...]) -> None:
     if folder.exists():
         raise InputError(f"{folder} exists already; choose another folder, or remove it")
     if not source.resolve().is_relative_to(ROOT):
         raise InputError(f"--from {source}: it is not in {ROOT}; name a recipe of this checkout")
-    if not re.fullmatch(r"[\w.-]+", folder.name):
-        raise InputError(f"{folder}: a recipe's name has letters, digits, _, - and . alone")
-    if folder.resolve().parent != ROOT / "recipes":
-        raise InputError(f"{folder} is not a folder in {ROOT / 'recipes'}; a recipe lives there, such as recipes/mine")
-    read_yaml(source / PARAMS)  # says in one line what is wrong with the file
+    if folder.resolve().parent != ROOT / "recipes" or not re.fullmatch(r"[\w.-]+", folder.name):
+        problem = f"is not a folder in {ROOT / 'recipes'} whose name has letters, digits, _, - and . alone"
+        raise InputError(f"{folder} {problem}; choose one such as recipes/mine")
     for name in NEEDED:
         if name not in stages_of(source):
             raise InputError(f"--from {source}: it has no stage {name}; take recipes/fashion_ddpm, or leave it out")
         read_section(source / PARAMS, name)
     form = YAML()
     form.width = 140  # a U-Net of a few options stays in one line
-    dag, values = form.load(source / DAG), form.load(source / PARAMS)
-    for entry in dag["stages"].values():
-        for key in ("deps", "params", "outs"):
-            entry.setdefault(key, [])
+    here, there = (path.resolve().relative_to(ROOT).as_posix() for path in (source, folder))
+    text, values = (source / DAG).read_text("utf-8"), form.load(source / PARAMS)
+    dag = form.load(text if here == "." else text.replace(here, there))
     for name in dropped:
         without(dag, name)
         values.pop(name, None)
-    before = str(values["prepare_data"].get("root", ""))
-    with_settings(values, [*fitting_settings(values, settings, source != Path()), *settings])
-    relocate(dag, *(path.resolve().relative_to(ROOT).as_posix() for path in (source, folder)))
-    see_the_folder(dag, before, values["prepare_data"])  # which may lie among the project's artifacts
+    with_settings(values, [*fitting_settings(values, settings, here != "."), *settings])
+    if here == ".":
+        make_recipe(dag, there)
+    see_the_folder(dag, values["prepare_data"])  # which may lie among the project's artifacts
     folder.mkdir(parents=True)
     try:
         form.dump(dag, folder / DAG)

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from ldm import InputError, Interrupted, write_atomic
 from ldm.lazy import torch
 from stages.runner import DAG, PARAMS, ROOT, check_writable, pick_device, read_yaml, run_command, with_settings
-from stages.runner.checkpoints import device_kind, digest_of
+from stages.runner.checkpoints import device_kind, digest_of, digests_of_code
 from stages.runner.run import Files, files_of
 from tools.check import check_together, stage_config
 
@@ -97,8 +97,8 @@ def key_of(stages: list[str]) -> str:
     files = [files_of(name, Path()) for name in stages]
     outputs = {path for _, outs in files for path in outs.values()}
     read = {path for inputs, _ in files for path in inputs.values()} - outputs
-    code = {path for folder in ("ldm", "stages") for path in (ROOT / folder).rglob("*.py")}
-    digests = [(str(path), digest_of(path)) for path in sorted(read | code | {PARAMS, DAG}) if path.is_file()]
+    digests = {str(path): digest_of(path) for path in sorted(read | {PARAMS, DAG}) if path.is_file()}
+    digests |= digests_of_code(ROOT)
     return hashlib.sha256(json.dumps([digests, torch.__version__, device_kind(pick_once("auto"))]).encode()).hexdigest()
 
 
@@ -159,15 +159,10 @@ def variances(values: NDArray[np.float64]) -> tuple[float | None, float | None]:
 
 def numbers(context: click.Context, option: click.Parameter, text: str | None) -> list[int]:
     """The seeds of an option. Raises: InputError."""
-    try:
-        seeds = [int(word) for word in text.split(",")] if text else []
-    except ValueError:
-        raise InputError(f"--{option.name} {text}: whole numbers with commas are wanted, such as 1,2,3") from None
-    if any(not 0 <= seed < 2**63 for seed in seeds):
-        raise InputError(f"--{option.name} {text}: seeds are whole numbers from 0 to 2**63 - 1")
-    if len(set(seeds)) < len(seeds):
-        raise InputError(f"--{option.name} {text}: a seed is named twice; name different ones")
-    return seeds
+    words = text.split(",") if text else []
+    if len({int(word) for word in words if re.fullmatch(r"\d{1,18}", word)}) < len(words):
+        raise InputError(f"--{option.name} {text}: different numbers of at most 18 digits are wanted, such as 1,2,3")
+    return [int(word) for word in words]
 
 
 @click.command(help=__doc__)

@@ -9,20 +9,19 @@ on this machine included, with smaller sizes. So it proves nothing about recipes
 does not make. The digests that `make test` compares are of the same pipeline in fp32.
 """
 
-import io
-import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import click
 from ruamel.yaml import YAML
 from safetensors import deserialize
 
-from ldm import InputError, write_atomic
+from ldm import InputError
 from stages.report import TEMPLATE as REPORT
-from stages.runner import LOGS, PARAMS, ROOT, digest_of, run_command
+from stages.runner import LOGS, PARAMS, ROOT, digests_of_code, run_command
 from tools.check import changed_stages
-from tools.small import run_in, run_or_fail
+from tools.small import SMALL, change, copy_project, reproduce, run_or_fail
 
 FP32 = ROOT / "artifacts/fp32/lock.yaml"  # the lock of the run in fp32
 
@@ -35,66 +34,46 @@ def renew(lock: Path, other: Path) -> None:
     for name, entry in theirs["stages"].items():
         data = {dep["path"]: dep for dep in entry["deps"] if dep["path"].startswith("artifacts/")}
         entry["deps"] = [data.get(dep["path"], dep) for dep in own["stages"][name]["deps"]]
-    buffer = io.BytesIO()
-    form.dump(theirs, buffer)
-    write_atomic(other, buffer.getvalue())
+    form.dump(theirs, other)
 
 
-def code() -> dict[Path, str]:
-    """The digest of each file of code here."""
-    return {path: digest_of(path) for folder in ("ldm", "stages") for path in (ROOT / folder).rglob("*.py")}
+def outputs(folder: Path) -> dict[Path, dict[str, Any]]:
+    """What the outputs in a folder hold: tensors as name → type, shape and bytes, and of another file the bytes.
 
-
-def run_small(code: Path, folder: Path) -> Path:
-    """The small pipeline by the code of a checkout. Raises: InputError where it fails."""
-    problem = f"the small pipeline failed with the code of {code}"
-    run_or_fail(problem, code, sys.executable, "-m", "tools.small", "--precision", "auto", str(folder))
-    return folder / "artifacts"
-
-
-def tracked(path: Path) -> bool:
-    """Whether it is an output; logs and the report say when the stages ran."""
-    return path.parent.name != LOGS.name and path.name != REPORT
+    Logs and the report say when the stages ran, and are none.
+    """
+    paths = [path for path in folder.rglob("*.*") if path.parent.name != LOGS.name and path.name != REPORT]
+    parts = {path: dict(deserialize(path.read_bytes())) for path in paths if path.suffix == ".safetensors"}
+    return {path.relative_to(folder): parts.get(path) or {"": path.read_bytes()} for path in paths}
 
 
 def differences(before: Path, after: Path) -> list[str]:
     """What differs between two folders of outputs, a line each."""
-    old, new = ({path.relative_to(root) for path in root.rglob("*.*") if tracked(path)} for root in (before, after))
-    lines = [f"{path} is there only {'before' if path in old else 'after'}" for path in sorted(old ^ new)]
-    for path in sorted(old & new):
-        a, b = before / path, after / path
-        if path.suffix == ".safetensors":
-            x, y = (dict(deserialize(file.read_bytes())) for file in (a, b))  # name → type, shape and bytes
-            names = [name for name in sorted(x.keys() | y.keys()) if x.get(name) != y.get(name)]
-            lines += [f"{path} differs in {', '.join(names)}"] if names else []
-        elif a.read_bytes() != b.read_bytes():
-            lines.append(f"{path} differs")
+    old, new = outputs(before), outputs(after)
+    lines = [f"{path} is there only {'before' if path in old else 'after'}" for path in sorted(old.keys() ^ new.keys())]
+    for path in sorted(old.keys() & new.keys()):
+        parts = sorted(old[path].keys() | new[path].keys())
+        names = ", ".join(name for name in parts if old[path].get(name) != new[path].get(name))
+        if old[path] != new[path]:
+            lines.append(f"{path} differs in {names}" if names else f"{path} differs")
     return lines
 
 
 @click.command(help=__doc__)
 @click.argument("revision")
-@click.option(
-    "--commit", is_flag=True, help="Where nothing differs, run dvc commit, and renew the lock of the run in fp32."
-)
+@click.option("--commit", is_flag=True, help="Where nothing differs, run dvc commit, and renew the lock of fp32.")
 def command(revision: str, commit: bool) -> None:
     for stage, changes in changed_stages() if commit else ():
         for path, state in changes if ":" not in stage else ():  # a recipe's may be stale
-            if path == str(PARAMS):
-                raise InputError(f"{stage}: its parameters are not those of dvc.lock: {state}; run 'dvc repro'")
-            if path.startswith("artifacts/"):
-                raise InputError(f"{stage}: {path} is {state}, not that of dvc.lock; run 'dvc checkout' first")
-    compared = code()
+            if path.startswith(("artifacts/", str(PARAMS))):
+                raise InputError(f"{stage}: {path} is {state}, not that of dvc.lock; run dvc checkout, or dvc repro")
     with tempfile.TemporaryDirectory() as folder:
-        checkout = Path(folder) / "checkout"
-        run_or_fail(revision, ROOT, "git", "worktree", "add", "--detach", str(checkout), revision)
-        try:
-            before, after = run_small(checkout, checkout.parent / "before"), run_small(ROOT, checkout.parent / "after")
-            lines = differences(before, after)
-        finally:
-            run_in(ROOT, "git", "worktree", "remove", "--force", str(checkout))
-    if code() != compared:
-        raise InputError("files in ldm/ or stages/ have changed while they were compared; run it again")
+        projects = copy_project(Path(folder) / "before", revision), copy_project(Path(folder) / "after")
+        for project in projects:
+            change(project / PARAMS, {key: "auto" for key in SMALL if key.endswith("precision")})
+        lines = differences(*map(reproduce, projects))
+        if digests_of_code(projects[1]) != digests_of_code(ROOT):
+            raise InputError("files in ldm/ or stages/ have changed while they were compared; run it again")
     if lines:
         click.echo("\n".join(lines))
         raise InputError(f"{len(lines)} outputs differ from those of {revision}; run 'dvc repro'")

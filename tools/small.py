@@ -18,8 +18,7 @@ from ldm import InputError
 from stages.runner import ROOT, read_yaml, run_command, with_settings
 
 SMALL = read_yaml(Path(__file__).with_suffix(".yaml"))  # dotted keys of params.yaml → values
-
-PRECISIONS = click.Choice(["auto", "fp32", "bf16"])
+SOURCES = ("--", ".", ":!artifacts", ":!dvc.lock")  # for git: all but the pipeline's results
 TIMEOUT = 1200.0  # seconds that a command may take
 
 
@@ -30,19 +29,20 @@ def change(path: Path, settings: dict[str, Any]) -> None:
     yaml.dump(values, path)
 
 
-def copy_project(target: Path) -> Path:
-    """Copy the working tree, without ignored files and the pipeline's results, into a new git repository.
+def copy_project(target: Path, revision: str = "") -> Path:
+    """Copy the working tree, or a revision, without ignored files and the results, into a new git repository.
 
-    Its params.yaml has the values of small.yaml.
+    Its params.yaml has the values of small.yaml. Raises: InputError.
     """
-    exclude = ("--exclude-standard", "--", ".", ":!artifacts", ":!dvc.lock")
-    listed = run_in(ROOT, "git", "ls-files", "-z", "--cached", "--others", *exclude)
-    if listed.returncode:
-        raise InputError(f"{ROOT} is no git repository, whose files could be copied; make one: git init && git add .")
-    for name in listed.stdout.split("\0"):
-        if (ROOT / name).is_file():  # a file that was removed is still listed
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, target / name)
+    if revision:
+        run_or_fail(revision, ROOT, "git", "archive", f"--output={target}.tar", revision, *SOURCES)
+        shutil.unpack_archive(f"{target}.tar", target)
+    else:
+        command = "git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *SOURCES
+        for name in run_or_fail("the files of the project cannot be copied", ROOT, *command).split("\0"):
+            if (ROOT / name).is_file():  # a file that was removed is still listed
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, target / name)
     run_in(target, "git", "init", "-q")
     change(target / "params.yaml", SMALL)
     return target
@@ -55,8 +55,11 @@ def run_in(folder: Path, *command: str, **environment: str) -> subprocess.Comple
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=TIMEOUT)
 
 
-def run_or_fail(problem: str, folder: Path, *command: str, **environment: str) -> None:
-    """Run a command as `run_in` does. Raises: InputError, the problem and the command's last line, where it fails."""
+def run_or_fail(problem: str, folder: Path, *command: str, **environment: str) -> str:
+    """What a command prints, run as by `run_in`.
+
+    Raises: InputError, the problem and the command's last line, where it fails.
+    """
     try:
         done = run_in(folder, *command, **environment)
     except subprocess.TimeoutExpired as error:
@@ -64,17 +67,21 @@ def run_or_fail(problem: str, folder: Path, *command: str, **environment: str) -
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
         raise InputError(f"{problem}: {said[-1]}")
+    return done.stdout
 
 
-@click.command(help=__doc__, context_settings={"show_default": True})
+def reproduce(project: Path) -> Path:
+    """Run the pipeline of a copied project, on one thread. Returns the folder of its outputs. Raises: InputError."""
+    run_or_fail(f"dvc repro failed in {project}", project, "dvc", "repro", OMP_NUM_THREADS="1")
+    return project / "artifacts"
+
+
+@click.command(help=__doc__)
 @click.argument("folder", type=Path)
-@click.option("--precision", type=PRECISIONS, default="fp32", help="auto is bf16 where this machine multiplies in it.")
-def command(folder: Path, precision: str) -> None:
+def command(folder: Path) -> None:
     if folder.exists():
         raise InputError(f"{folder} exists already; choose another folder, or remove it")
-    project = copy_project(folder)
-    change(project / "params.yaml", {key: precision for key in SMALL if key.endswith("precision")})
-    run_or_fail(f"dvc repro failed in {folder}", project, "dvc", "repro", OMP_NUM_THREADS="1")
+    reproduce(copy_project(folder))
 
 
 if __name__ == "__main__":

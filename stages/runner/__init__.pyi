@@ -4,6 +4,7 @@ from .checkpoints import ROOT as ROOT
 from .checkpoints import Checkpoints as Checkpoints
 from .checkpoints import device_kind as device_kind
 from .checkpoints import digest_of as digest_of
+from .checkpoints import digests_of_code as digests_of_code
 from .command import check_writable as check_writable
 from .command import pick_device as pick_device
 from .command import run_command as run_command

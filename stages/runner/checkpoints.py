@@ -37,12 +37,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def facts_of(run: Run[Any]) -> dict[str, Any]:
     """All that the result of a run depends on, for the key of its checkpoints."""
     main = Path(getattr(sys.modules["__main__"], "__file__", None) or __file__).resolve()
-    folders = {ROOT / "ldm", ROOT / "stages"} | ({main.parent} if ROOT / "recipes" in main.parents else set())
-    files = sorted(path for folder in folders for path in folder.rglob("*.py*") if path.suffix in (".py", ".pyi"))
+    recipe = [main.parent] if ROOT / "recipes" in main.parents else []
     return {
         "parameters": run.config.resolved() | ({"until": run.until} if run.until else {}),
         "inputs": {kind: digest_of(path) for kind, path in run.inputs.items() if path.exists()},
-        "code": {str(path.relative_to(ROOT)): digest_of(path) for path in files},
+        "code": digests_of_code(ROOT, *recipe),
         "torch": torch.__version__,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "device": device_kind(run.device),
@@ -58,10 +57,8 @@ def device_kind(device: str) -> str:
 
 def cpu_kind() -> str:
     """The vendor and the vector units of the CPU, on which the bits of a result depend."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return platform.machine()
+    file = Path("/proc/cpuinfo")  # which Linux alone has
+    lines = file.read_text("utf-8").splitlines() if file.exists() else []
     values = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     units = {"avx2", "avx512f", "avx512_bf16", "amx_bf16"} & set(values.get("flags", "").split())
     return " ".join([platform.machine(), values.get("vendor_id", ""), *sorted(units)])
@@ -86,7 +83,7 @@ class Checkpoints:
     """The states of one run, or of one process of it.
 
     As soon as this object exists, SIGINT and SIGTERM no longer end the run: their number is noted in `signal`, for the
-    run to write a state and stop. After `finished` they end the run at once.
+    run to write a state and stop. After `finished` they do what they did before.
     """
 
     def __init__(self, run: Run[Any]) -> None:
@@ -102,8 +99,7 @@ class Checkpoints:
         old = [] if run.resume else [*self._paths(), self.folder / "finished"]
         for path in [*self.folder.glob(f".{self.prefix or '[!p]'}*.tmp"), *old]:
             path.unlink(missing_ok=True)
-        for number in SIGNALS:
-            signal.signal(number, self._note)
+        self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}  # those before
 
     def _look_at_others(self) -> None:
         """Name other unfinished runs of this stage that have left states, and remove states older than a week."""
@@ -173,14 +169,8 @@ class Checkpoints:
 
     def finished(self) -> None:
         """Mark the run as finished, once its last state is written: from now on a signal ends it at once."""
-
-        def stop(number: int, frame: object) -> None:
-            for either in SIGNALS:
-                signal.signal(either, signal.SIG_IGN)
-            raise self.interrupted(number)
-
-        for number in SIGNALS:
-            signal.signal(number, stop)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
         with suppress(OSError):  # on a full disk the run goes on without the mark
             if not self.rank:
                 artifacts.write_atomic(self.folder / "finished", b"")
@@ -199,6 +189,12 @@ def digest_of(path: Path) -> str:
     """The SHA-256 of a file, which is read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digests_of_code(root: Path, *others: Path) -> dict[str, str]:
+    """The digest of each file of code in a checkout's folders ldm and stages, and in other folders of it."""
+    files = sorted(path for folder in (root / "ldm", root / "stages", *others) for path in folder.rglob("*.py*"))
+    return {str(path.relative_to(root)): digest_of(path) for path in files if path.suffix in (".py", ".pyi")}
 
 
 def write_log(run: Run[Any], started: float, precision: str) -> None:

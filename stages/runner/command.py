@@ -23,7 +23,7 @@ from ldm.errors import in_one_line
 from ldm.lazy import torch
 from ldm.precision import has_bf16, ieee_fp32, settled
 from stages.runner import processes
-from stages.runner.checkpoints import SIGNALS, write_log
+from stages.runner.checkpoints import write_log
 from stages.runner.parameters import PARAMS, as_written, parameters_of, read_section, read_yaml, with_settings
 from stages.runner.run import C, Run, files_of, warn
 
@@ -68,7 +68,7 @@ def stage(
     @_env("--save-every", type=click.IntRange(min=0), default=60, help="Seconds between checkpoints.")
     @_env("--no-resume", is_flag=True, help="Start anew, whatever checkpoints an earlier run has left.")
     @_env("--deterministic", is_flag=True, help="Use only operations that always give the same bits.")
-    @_env("--processes", type=click.IntRange(min=1), default=1, help="Processes that torchrun starts.")
+    @(_env if parallel else _cli)("--processes", type=click.IntRange(min=1), default=1, help="Processes, by torchrun.")
     def command(settings: tuple[str, ...], sources: tuple[str, ...], out: Path | None, **options: Any) -> None:
         started = time.monotonic()
         params, section, recipe = options["params"], options["section"], options["recipe"]
@@ -78,9 +78,8 @@ def stage(
         params = params or recipe / PARAMS
         values = with_settings(read_section(params, section), settings)
         inputs, outputs = files_of(name, recipe, sources, out)
-        for path in (source.partition("=")[2] for source in sources):
-            if not Path(path).exists():
-                raise InputError(f"--in: {path} is missing; name a file that is there")
+        if missing := [path for path in (text.partition("=")[2] for text in sources) if not Path(path).exists()]:
+            raise InputError(f"--in: {missing[0]} is missing; name a file that is there")
         if out and "DVC_STAGE" not in os.environ:
             tracked = {path.resolve() for path in files_of(name, recipe)[1].values()}
             if lies_in_artifacts(out) or tracked & {path.resolve() for path in outputs.values()}:
@@ -93,12 +92,11 @@ def stage(
         this = replace(this, recipe=recipe, params=params, out=out, until=until)
         for folder in sorted({path.parent for path in outputs.values()}):
             check_writable(folder)
-        asked = click.get_current_context().get_parameter_source("processes") is click.core.ParameterSource.COMMANDLINE
-        if not parallel and (processes.COUNT > 1 or (asked and options["processes"] > 1)):
+        if not parallel and max(processes.COUNT, options["processes"]) > 1:
             raise InputError("this stage runs in one process; start it without torchrun, and without --processes")
         if processes.COUNT > 1:
             this = replace(this, device=processes.join(this.device))
-        elif parallel and options["processes"] > 1:
+        elif options["processes"] > 1:
             processes.launch(this, options["processes"])
         processes.limit_threads()
         if not processes.RANK:
@@ -121,7 +119,6 @@ _env = partial(click.option, show_envvar=True)  # also as LDM_SAVE_EVERY and so 
 
 def run_command(command: click.Command, name: str) -> None:
     """Run a command; a user's mistake becomes one line on standard error and exit code 2."""
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that has no ≥ shows a question mark
@@ -148,9 +145,6 @@ def run_command(command: click.Command, name: str) -> None:
             raise
         remedy = REMEDIES.get(error.errno, "free space, or choose another --out")
         _fail(name, f"{error.strerror}: {error.filename or 'writing'}; {remedy}")
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def pick_device(text: str) -> str:
@@ -168,8 +162,8 @@ def pick_device(text: str) -> str:
                 count = card
                 break
     if text == "auto":
-        card = shutil.which("nvidia-smi") or DRIVER.exists()
-        if not count and card and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
+        driver = shutil.which("nvidia-smi") or DRIVER.exists()
+        if not count and driver and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
             warn("device", f"torch {torch.__version__} cannot use this machine's NVIDIA GPU{why}; the CPU is used")
         return "cuda" if count else "cpu"
     match = re.fullmatch(r"cuda(?::(0|[1-9]\d{0,3}))?", text)

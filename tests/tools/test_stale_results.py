@@ -170,8 +170,8 @@ def test_changed_parameters_are_not_committed(repository):
     lock = (repository / "dvc.lock").read_bytes()
     done = same(repository, "HEAD", "--commit")
     assert done.returncode == 2
-    assert "prepare_data: its parameters are not those of dvc.lock: " in done.stderr
-    assert done.stderr.endswith("; run 'dvc repro'\n")
+    assert "prepare_data: params.yaml is " in done.stderr
+    assert done.stderr.endswith("; run dvc checkout, or dvc repro\n")
     assert done.stderr.count("\n") == 1
     assert (repository / "dvc.lock").read_bytes() == lock
 
@@ -220,7 +220,7 @@ def test_bad_revisions_and_code_that_fails(repository):
     append(repository / "stages/prepare_data.py", "\n1 / 0\n")
     done = same(repository, "HEAD")
     assert done.returncode == 2
-    assert "the small pipeline failed with the code of " in done.stderr
+    assert "dvc repro failed in " in done.stderr
     assert done.stderr.count("\n") == 1
     assert len(run_in(repository, "git", "worktree", "list").stdout.splitlines()) == 1
 
