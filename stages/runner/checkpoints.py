@@ -5,7 +5,8 @@ The key is a hash over all that the run depends on, so a run never resumes from 
 code or another kind of machine. Those of other runs are removed after a week.
 
 The log says how long the stage's last run took, how much memory, on what; `report` shows it. It lies in artifacts/logs
-of the pipeline or recipe; a run by hand with --out leaves none.
+of the pipeline or recipe; of a stage that runs for many folders there is one for each. A run by hand with --out leaves
+none.
 """
 
 import hashlib
@@ -198,7 +199,11 @@ def digests_of_code(root: Path, *others: Path) -> dict[str, str]:
 
 
 def write_log(run: Run[Any], started: float, precision: str) -> None:
-    """started: of time.monotonic. The digests of the outputs tell whether a file is the one that this run wrote."""
+    """Write the log of a run that began at `started`, of time.monotonic.
+
+    The digests of the outputs tell whether a file is the one that this run wrote.
+    """
+    name = f"{run.name}-{run.out.name}" if run.out else run.name
     about: dict[str, Any] = {"stage": run.name, "ended": datetime.now(UTC).isoformat(timespec="seconds")}
     about |= {"seconds": round(time.monotonic() - started, 1)}
     about |= {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}  # Linux counts in KiB
@@ -207,6 +212,6 @@ def write_log(run: Run[Any], started: float, precision: str) -> None:
     about |= {"processes": COUNT, "python": platform.python_version(), "torch": torch.__version__} | run.notes
     about["outputs"] = {path.name: digest_of(path) for path in run.outputs.values() if path.exists()}
     try:
-        artifacts.write_atomic(run.recipe / LOGS / f"{run.name}.json", json.dumps(about, indent=1).encode())
+        artifacts.write_atomic(run.recipe / LOGS / f"{name}.json", json.dumps(about, indent=1).encode())
     except OSError as error:  # the stage has done its work
         warn(run.name, f"no log could be kept in {run.recipe / LOGS} ({error.strerror}); free space there")

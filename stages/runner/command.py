@@ -35,7 +35,7 @@ REMEDIES |= {errno.EACCES: "make it accessible to you", errno.ENOENT: "put it th
 
 
 def stage(
-    name: str, config: type[C], run: Compute[C], doc: str | None, parallel: bool = False, recipe: str = "."
+    name: str, config: type[C], compute: Compute[C], doc: str | None, parallel: bool = False, recipe: str = "."
 ) -> Callable[[], None]:
     """The command of a stage: `main()` parses the command line, runs, and turns mistakes into exit code 2.
 
@@ -88,27 +88,27 @@ def stage(
         if ":" in device:
             torch.cuda.set_device(device)  # streams, graphs and what is asked of "cuda" are of the current device
         parsed = settle(config.parse(values, section), device)
-        this = Run(name, parsed, inputs, outputs, device, options["save_every"], not options["no_resume"])
-        this = replace(this, recipe=recipe, params=params, out=out, until=until)
+        run = Run(name, parsed, inputs, outputs, device, options["save_every"], not options["no_resume"])
+        run = replace(run, recipe=recipe, params=params, out=out, until=until)
         for folder in sorted({path.parent for path in outputs.values()}):
             check_writable(folder)
         if not parallel and max(processes.COUNT, options["processes"]) > 1:
             raise InputError("this stage runs in one process; start it without torchrun, and without --processes")
         if processes.COUNT > 1:
-            this = replace(this, device=processes.join(this.device))
+            run = replace(run, device=processes.join(run.device))
         elif options["processes"] > 1:
-            processes.launch(this, options["processes"])
+            processes.launch(run, options["processes"])
         processes.limit_threads()
         if not processes.RANK:
-            announce(this)
+            announce(run)
         keep_freed_memory()
         if options["deterministic"]:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
             torch.use_deterministic_algorithms(True)
         with ieee_fp32():
-            run(this)
-        if out is None:
-            write_log(this, started, precision_of(this.config))
+            compute(run)
+        if out is None or "DVC_STAGE" in os.environ:
+            write_log(run, started, precision_of(run.config))
 
     return lambda: run_command(command, name)
 

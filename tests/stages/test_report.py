@@ -163,6 +163,22 @@ def test_it_says_what_was_chosen_and_what_ran(page, project):
 
 
 @pytest.mark.slow
+def test_a_stage_that_runs_for_many_folders_has_a_log_for_each(project, tmp_path, monkeypatch):
+    """As those of a matrix do under DVC; a run by hand with --out leaves none."""
+    logs = project / "artifacts/logs"
+    before = set(logs.iterdir())
+    for variables in ({}, {"DVC_STAGE": "decode"}):
+        for name in ("one", "two"):
+            with monkeypatch.context() as patched:
+                for variable, value in variables.items():
+                    patched.setenv(variable, value)
+                done = run_stage(project, "decode", "--out", str(tmp_path / name))
+            assert done.returncode == 0, done.stderr
+        own = {path.name for path in set(logs.iterdir()) - before}
+        assert own == ({"decode-one.json", "decode-two.json"} if variables else set())
+
+
+@pytest.mark.slow
 def test_the_structure_serves_keyboards_and_screen_readers(page):
     assert page.all("html") == [{"lang": "en"}]
     assert page.text.count("Latent diffusion: mnist") == 2  # title and heading
