@@ -97,8 +97,8 @@ def test_every_option_trains_on_real_images(pixels, tmp_path, options):
         assert place == value, key
 
 
-def test_the_options_tried_are_all_that_there_are():
-    """Every value of every option of the U-Net that is one of a few, every penalty and every schedule of β."""
+def test_the_options_tried_are_all_words_of_the_unet_penalties_and_chains():
+    """Every value of every option of the U-Net that is one of a few words, every penalty, and every schedule of β."""
     values = read_yaml(ROOT / FASHION / "params.yaml")["train_diffusion"]
     section = Config.parse(values, "train_diffusion").resolved()
 
