@@ -16,7 +16,7 @@ EXPERIMENTS = [
     (folder, values_after(words, *FLAGS))
     for document in DOCUMENTS
     for folder, *words in commands(document)
-    if words[:3] == ["dvc", "exp", "run"]
+    if words[:3] == ["dvc", "exp", "run"] and words[3:]  # the name of the command alone stands in sentences
 ]
 
 
