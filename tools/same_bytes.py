@@ -9,6 +9,7 @@ on this machine included, with smaller sizes. So it proves nothing about recipes
 does not make. The digests that `make test` compares are of the same pipeline in fp32.
 """
 
+import io
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import click
 from ruamel.yaml import YAML
 from safetensors import deserialize
 
-from ldm import InputError
+from ldm import InputError, write_atomic
 from stages.report import TEMPLATE as REPORT
 from stages.runner import LOGS, PARAMS, ROOT, digests_of_code, run_command
 from tools.check import changed_stages
@@ -34,7 +35,9 @@ def renew(lock: Path, other: Path) -> None:
     for name, entry in theirs["stages"].items():
         data = {dep["path"]: dep for dep in entry["deps"] if dep["path"].startswith("artifacts/")}
         entry["deps"] = [data.get(dep["path"], dep) for dep in own["stages"][name]["deps"]]
-    form.dump(theirs, other)
+    buffer = io.BytesIO()
+    form.dump(theirs, buffer)
+    write_atomic(other, buffer.getvalue())
 
 
 def outputs(folder: Path) -> dict[Path, dict[str, Any]]:
