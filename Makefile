@@ -33,6 +33,8 @@ repro: $(READY)
 	else echo "make: no git repository here (an archive?): DVC runs without, but without experiments"; dvc config --local core.no_scm true; fi
 	dvc repro
 	dvc metrics show artifacts/metrics/*.json
+	@echo 'All results are on one page, artifacts/report/report.html. To compare later runs with this one, and not with that of the authors:'
+	@echo '    git commit -am "Run the pipeline here"'
 
 test: GIT $(READY) lint
 	python -m pytest $(WORKERS)
