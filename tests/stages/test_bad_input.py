@@ -474,6 +474,10 @@ def test_a_stated_root_is_never_downloaded_to(refused, monkeypatch):
             {"train_diffusion.schedule": "linear", "sample.sampler": "heun", "sample.samplers.heun.S_churn": 9.0},
             "params.yaml: sample.sampler: the chain has no noise level 216.435; heun with S_churn needs",
         ),
+        (
+            {"train_diffusion.schedule": "cosine", "train_diffusion.prediction": "v", "sample.sampler": "heun"},
+            "sample.sampler: heun makes errors ",
+        ),
         ({"sample.guidance.sigma_min": 5.0}, "sigma_min 5 must be below sigma_max 4"),
         ({"sample.label": 7}, "sample.label: 7 is one class"),
         (
