@@ -37,10 +37,12 @@ def command(model: Path, labels: str | None, n: int, columns: int, device: str, 
     names = [labels] if labels in loaded.denoiser.class_names else [name.strip() for name in (labels or "").split(",")]
     own = None if labels is None else list(islice(cycle(names), n))
     if out.suffix.lower() == ".png":
-        write_atomic(out, png(tile(loaded.sample(n, label=own, **how), columns)))
-        return
-    states = loaded.denoising(n, label=own, **how)
-    write_atomic(out, gif([tile(state, columns) for state in states.unbind(1)], 120, hold=2000))
+        picture = png(tile(loaded.sample(n, label=own, **how), columns))
+    else:
+        states = loaded.denoising(n, label=own, **how)
+        picture = gif([tile(state, columns) for state in states.unbind(1)], 120, hold=2000)
+    write_atomic(out, picture)
+    click.echo(f"{n} images are in {out}")
 
 
 if __name__ == "__main__":
