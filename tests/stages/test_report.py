@@ -137,10 +137,13 @@ def test_it_has_the_whole_table_with_a_sentence_for_each_measure(page, project):
     table = json.loads((project / "artifacts/report/measures.json").read_text())
     shown = {key for row in table.values() for key in row if not re.search("^(data|n)$|_std$|_class$", key)}
     assert len(shown) > 15
+    sentences = set()
     for key in shown:
         row = re.search(rf"<code>{key}</code><br><span>(.*?)</span>(.*?)</tr>", page.source)
         assert row, key
         assert len(row[1]) > 15
+        assert row[1] not in sentences, key
+        sentences.add(row[1])
         for values in table.values():
             assert f">{cell_of(values, key)}</td>" in row[2], key
 
