@@ -111,7 +111,7 @@ def find(value: Any, key: str) -> Any:
 
 
 def content_of(file: Path) -> Any:
-    """Of a model the number of weights in each of its parts."""
+    """What a file holds, YAML or JSON; of a model, the number of weights in each of its parts."""
     if file.suffix == ".safetensors":
         sizes: Counter[str] = Counter()
         with safe_open(file, "np") as model:
