@@ -7,7 +7,6 @@ python -m tools.check --clean               remove all checkpoints, also those o
 """
 
 import contextlib
-import math
 import shutil
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -22,9 +21,6 @@ from ldm.lazy import torch
 from stages.runner import FOLDER, PARAMS, ROOT, read_yaml, run_command, stages_of
 
 SHOWN = 5  # how many reasons a line names
-# how many times as large as the second level Heun's first one may be: half of that is by how much the slope at the
-# second one enlarges the error of its denoising
-FARTHEST = 100
 
 
 def stage_config(name: str) -> type[Section]:
@@ -64,17 +60,13 @@ def check_together(configs: Mapping[str, Any], where: str) -> None:
         sigmas = sample.build("spacing")(schedule, sample.steps)
     except InputError as error:
         raise InputError(f"{where}: sample.steps: {error}") from None
-    sampling.check_sampler(sampler, schedule)
     network: Any = torch.add  # any function of x and t will do, to see whether the sampler can
     denoiser = diffusion.Denoiser(network, schedule, training.build("prediction"))
     try:
+        sampling.check_sampler(sampler, schedule, sigmas)
         sampling.last_state(sampling.states(denoiser, sampler, sigmas, partial(torch.zeros, 1, 1, 1, 1)))
     except InputError as error:
         raise InputError(f"{where}: sample.sampler: {error}") from None
-    first, second = sigmas[:2].tolist()
-    if sample.sampler == "heun" and FARTHEST < first / second < math.inf:
-        problem = f"heun makes errors {first / second / 2:.0f} times as large in its first step, from σ̄ {first:.3g} on"
-        raise InputError(f"{where}: sample.sampler: {problem}; take dpmpp_2m, or a schedule that ends at less noise")
     if sample.label is not None:
         raise InputError(f"{where}: sample.label: {sample.label} is one class, but the table is of all; set null")
     if sample.n < evaluate.n:

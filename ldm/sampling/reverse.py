@@ -13,7 +13,11 @@ from ldm.sampling.classes import classes_of, mistaken
 from ldm.sampling.guidance import Guided
 from ldm.sampling.levels import check_sigmas
 from ldm.sampling.noise import Streams
-from ldm.sampling.samplers import Noise, Sampler
+from ldm.sampling.samplers import Noise, Sampler, heun
+
+# by how many times one of Heun's levels may exceed the next: half of that is by how much the slope at the next level
+# enlarges the error of its denoising
+FARTHEST = 100
 
 
 def states(
@@ -75,10 +79,10 @@ def sample_batches(
     its quota. redraw: whether a sample that the denoiser takes for another class is drawn once more, by the noise that
     follows in its stream; of networks with fewer than two classes none is. shown: how many samples of the first batch
     have their states kept. precision: of the networks; the states are float64. Raises: InputError for a class that the
-    networks were not trained on, and for samples that are not finite.
+    networks were not trained on, for a sampler that `check_sampler` refuses, and for samples that are not finite.
     """
     own = label if isinstance(label, Mapping) else denoiser.class_of(label)
-    check_sampler(sampler, denoiser.schedule)
+    check_sampler(sampler, denoiser.schedule, sigmas)
     draw = partial(_draw, denoiser, sampler, sigmas)
     redraw = redraw and sum(map(bool, denoiser.class_sizes)) > 1
     for indices in batches:
@@ -108,12 +112,22 @@ def _draw(
     return x, torch.stack(frames, 1).cpu()
 
 
-def check_sampler(sampler: Sampler, schedule: Schedule) -> None:
-    """Raises: InputError for DDPM's upper bound of the variance, β, where a schedule does not preserve variance."""
+def check_sampler(sampler: Sampler, schedule: Schedule, sigmas: Tensor) -> None:
+    """Refuse a sampler that is wrong for a schedule, or for these levels (N + 1,).
+
+    Raises: InputError for DDPM's upper bound of the variance, β, where a schedule does not preserve variance; and for
+    Heun's method where a level is more than FARTHEST times the next one.
+    """
     level = schedule.at(torch.tensor([0.5]))
     preserving = (level.alpha_t**2 + level.sigma_t**2 - 1).abs().item() < 1e-4
     if getattr(sampler, "keywords", {}).get("variance") == "beta" and not preserving:
         raise InputError("samplers.ddpm.variance beta needs a variance-preserving schedule; choose beta_tilde")
+    finite = sigmas[:-1][sigmas[:-1].isfinite()]
+    ratios = finite[:-1] / finite[1:]
+    if getattr(sampler, "func", sampler) is heun and (ratios > FARTHEST).any():
+        start, end = finite[(i := int(ratios.argmax())) : i + 2].tolist()
+        problem = f"heun makes errors {start / end / 2:.0f} times as large in its step from σ̄ {start:.3g} to {end:.3g}"
+        raise InputError(f"{problem}; take dpmpp_2m, or a spacing or schedule whose levels lie closer")
 
 
 def split_range(first: int, n: int, batch_size: int) -> list[range]:

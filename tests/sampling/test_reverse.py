@@ -1,5 +1,7 @@
 """The reverse process: random streams, states from noise to data, and batches that never change a sample."""
 
+import math
+
 import pytest
 import torch
 from gaussian import MEAN, STD, exact_denoiser
@@ -7,7 +9,17 @@ from torch import nn
 
 from ldm.diffusion import Denoiser, predictions, schedules
 from ldm.errors import InputError
-from ldm.sampling import Guided, Streams, last_state, sample_batches, samplers, spacings, split_range, states
+from ldm.sampling import (
+    Guided,
+    Streams,
+    check_sampler,
+    last_state,
+    sample_batches,
+    samplers,
+    spacings,
+    split_range,
+    states,
+)
 from ldm.sampling.classes import classes_of, mistaken
 
 SAMPLERS = sorted(samplers.functions)
@@ -45,6 +57,20 @@ def test_every_sampler_on_every_schedule(name, path):
 @pytest.mark.parametrize("spacing", sorted(spacings.functions))
 def test_every_spacing_on_every_schedule(path, spacing):
     reach_the_data("dpmpp_2m", path, spacing)
+
+
+def test_heun_is_refused_where_a_level_is_far_from_the_next():
+    """Its slope at the next level, (x̄ − D) / σ̄, enlarges what the denoiser errs by at the level before."""
+    schedule = schedules.build("cosine")
+    far, near = spacings.build("trailing")(schedule, 30), spacings.build("karras")(schedule, 10)
+    for sigmas in (far, torch.tensor([math.inf, 90.0, 0.5, 0.0])):  # from 20,300 to 19; from 90 to 0.5
+        with pytest.raises(InputError, match=r"heun makes errors \d+ times as large in its step from"):
+            check_sampler(sampler("heun"), schedule, sigmas)
+        check_sampler(sampler("dpmpp_2m"), schedule, sigmas)
+    check_sampler(sampler("heun"), schedule, near)
+    guided = Guided(one := exact_denoiser(schedule), one, weight=1.0, sigma_min=0.0, sigma_max=1.0)
+    with pytest.raises(InputError, match="heun makes errors"):
+        next(sample_batches(guided, sampler("heun"), far, [range(2)], seed=0))
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
