@@ -8,7 +8,6 @@ from typing import Any
 from pydantic import model_validator
 
 from ldm import Artifact, Count, InputError, Options, Section, Seed, Share, choice, diffusion, merge_lineage, training
-from ldm.config import Natural
 from ldm.lazy import Module, Tensor, torch
 from ldm.networks import Posterior, Standardiser, networks
 from ldm.training import Optimisation
@@ -27,8 +26,6 @@ class Config(Section):
     timestep_sampling: how training times are drawn
     flip: share of the images that are mirrored left to right; 0 unless the latents are pixels
     class_labels: give the network each image's class, so that classes can be asked for
-    references: further training latents drawn in every step, by which the x0 to expect of a noisy latent is estimated;
-      it is the target in place of the latent's own, and scatters less; 0 for none
     guide_step: step whose averaged network is kept as the guide of autoguidance; a multiple of record_every
     """
 
@@ -48,7 +45,6 @@ class Config(Section):
     optimisation: Optimisation
     flip: Share = 0.0
     class_labels: bool = False
-    references: Natural = 0
     guide_step: Count
 
     @model_validator(mode="after")
@@ -56,16 +52,16 @@ class Config(Section):
         schedule = self.build("schedule")
         if schedule.alpha_t(torch.ones(1)) == 0 and not diffusion.invertible_without_signal(self.build("prediction")):
             raise InputError(f"prediction {self.prediction!r} cannot be inverted at alpha = 0; use x0, v, flow or edm")
-        if self.penalty != "l2" and self.references:
-            raise InputError(f"references need penalty l2, not {self.penalty!r}: a mean is its best prediction; set 0")
         if self.penalty != "l2" and self.weighting != "none":
             raise InputError(f"weighting {self.weighting!r} needs penalty l2, not {self.penalty!r}; or choose none")
         if self.class_labels and not takes_classes(self.network):
             able = ", ".join(name for name in sorted(networks.functions) if takes_classes(name))
             raise InputError(f"network {self.network!r} takes no classes; choose {able}, or set class_labels to false")
         every, steps = self.optimisation.record_every, self.optimisation.steps
-        if self.guide_step % every or self.guide_step > steps:
-            raise InputError(f"guide_step {self.guide_step} must be a multiple of record_every {every}, up to {steps}")
+        if self.guide_step > steps:
+            raise InputError(f"guide_step {self.guide_step} is beyond the last of {steps} steps; lower it")
+        if self.guide_step % every:
+            raise InputError(f"guide_step {self.guide_step} is no multiple of record_every {every}; change one of them")
         return self
 
 
@@ -89,19 +85,16 @@ def compute(run: Run[Config]) -> None:
     warn(run.name, denoiser.schedule.wrong_start())
     if config.flip and "vae" in latents.lineage:
         raise InputError(f"flip {config.flip:g} mirrors images, not latents of an autoencoder; set flip to 0")
-    size, references = config.optimisation.batch_size, config.references
+    size = config.optimisation.batch_size
     order, local = training.loop.Batches(len(train.mean), size, generator), training.distributed.local_slice(size)
 
     def batch_loss(index: Tensor) -> Tensor:
-        if references:
-            others = torch.randint(len(train.mean), (references,), generator=generator, device=run.device)
-            index = torch.cat([index, others])
         batch, classes = train.at(index), labels["train"][index] if labels else None
         if config.flip:
             mirrored = torch.rand(len(index), generator=generator, device=run.device) < config.flip
             mean = torch.where(mirrored[:, None, None, None], batch.mean.flip(-1), batch.mean)
             batch = batch._replace(mean=mean)
-        return objective(denoiser, batch, classes, generator, local, references).mean()
+        return objective(denoiser, batch, classes, generator, local).mean()
 
     @torch.inference_mode()
     def validate(network: Module) -> float:

@@ -123,27 +123,6 @@ class DiffusionLoss(NamedTuple):
         return weight.float() * self.penalty(error).flatten(1).mean(1)
 
 
-def expected(
-    x0: Tensor, eps: Tensor, root_snr: Tensor, references: Tensor, fitting: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """The x0 and the noise to expect of x_t = alpha_t x0 + sigma_t eps, as means over references; x_t stays as it is.
-
-    They are the stable targets of Xu et al. 2023, arXiv:2302.00670. Where x0 itself is among the references, and the
-    others are drawn as it was, they have the same mean, given x_t, as x0 and eps themselves, and scatter less.
-
-    x0, eps: (B, C, h, w); root_snr: alpha_t / sigma_t, (B,); references: (R, C, h, w), draws of x0. fitting: (B, R),
-    the references that count, such as those of the same class; None for all. Returns two tensors (B, C, h, w).
-    """
-    r, known = root_snr.float()[:, None], references.flatten(1)
-    with torch.autocast(x0.device.type, enabled=False):
-        # −‖x0 + eps / r − reference‖² r² / 2, less what is the same for all references
-        scores = (r**2 * x0.flatten(1) + r * eps.flatten(1)) @ known.mT - r**2 * known.square().sum(1) / 2
-        if fitting is not None:
-            scores = scores.masked_fill(~fitting, -torch.inf)
-        mean = (scores.softmax(1) @ known).view_as(x0)
-    return mean, eps + broadcast(root_snr, x0) * (x0 - mean)
-
-
 class Objective(NamedTuple):
     """What a training minimises: the loss at fresh draws of the latents' posterior, the noise and the time."""
 
@@ -152,27 +131,14 @@ class Objective(NamedTuple):
     timestep_sampling: TimestepSampling
 
     def __call__(
-        self,
-        denoiser: Denoiser,
-        batch: Posterior,
-        labels: Tensor | None,
-        generator: Generator,
-        local: slice = ALL,
-        references: int = 0,
+        self, denoiser: Denoiser, batch: Posterior, labels: Tensor | None, generator: Generator, local: slice = ALL
     ) -> Tensor:
         """The loss of each sample of a local slice of the batch; what is drawn is the same for any slice.
 
-        batch: (B + references, C, h, w) latents, of which the last ones only serve as references of the others'
-        targets (`expected`), among those of their class; labels: (B + references,) or None. Returns (b,) for the b
-        samples of the slice.
+        batch: (B, C, h, w) latents; labels: (B,) or None. Returns (b,) for the b samples of the slice.
         """
-        n = len(batch.mean) - references
-        draws = torch.randn(len(batch.mean) + n, *batch.mean.shape[1:], generator=generator, device=batch.mean.device)
+        n = len(batch.mean)
+        draws = torch.randn(2 * n, *batch.mean.shape[1:], generator=generator, device=batch.mean.device)
         t = self.timestep_sampling(denoiser.schedule, n, generator)[local]
-        known = self.standardiser.standardise(batch.draw(draws[:-n]))
-        x0, eps, own = known[:n][local], draws[-n:][local], None if labels is None else labels[:n][local]
-        if references:
-            level = denoiser.schedule.at(t)
-            fitting = None if own is None or labels is None else own[:, None] == labels
-            x0, eps = expected(x0, eps, level.alpha_t / level.sigma_t, known, fitting)
-        return self.loss(denoiser, x0, eps, t, own)
+        x0 = self.standardiser.standardise(batch.draw(draws[:n]))[local]
+        return self.loss(denoiser, x0, draws[n:][local], t, None if labels is None else labels[local])

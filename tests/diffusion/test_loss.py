@@ -13,7 +13,6 @@ from ldm.diffusion import (
     timestep_samplings,
     weightings,
 )
-from ldm.diffusion.loss import expected
 from ldm.diffusion.prediction import x0_error_scale
 from ldm.networks import Posterior, Standardiser
 
@@ -79,22 +78,21 @@ def network(x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None = None
     return x.tanh() + shift[:, None, None, None]
 
 
-@pytest.mark.parametrize("references", [0, 8])
 @pytest.mark.parametrize("with_labels", [False, True])
 @pytest.mark.parametrize("name", sorted(timestep_samplings.functions))
-def test_a_slice_of_a_batch_has_the_losses_of_the_whole(name, with_labels, references):
+def test_a_slice_of_a_batch_has_the_losses_of_the_whole(name, with_labels):
     """Processes that each take a slice train as one: the draws, and what is left of the generator, are the same."""
     torch.manual_seed(0)
     denoiser = Denoiser(network, schedules.build("rectified_flow"), predictions.build("flow"))
-    batch = Posterior(*torch.randn(2, 12 + references, 2, 3, 3))
-    labels = torch.randint(4, (12 + references,)) if with_labels else None
+    batch = Posterior(*torch.randn(2, 12, 2, 3, 3))
+    labels = torch.randint(4, (12,)) if with_labels else None
     standardiser = Standardiser(torch.tensor([0.3, -1.0]).double(), torch.tensor([0.5, 2.0]).double())
     loss = DiffusionLoss(penalties.build("l2"), weightings.build("min_snr"))
     objective = Objective(standardiser, loss, timestep_samplings.build(name))
 
     def losses(*local: slice) -> tuple[torch.Tensor, torch.Tensor]:
         generator = torch.Generator().manual_seed(7)
-        found = objective(denoiser, batch, labels, generator, *local, references=references)
+        found = objective(denoiser, batch, labels, generator, *local)
         return found, generator.get_state()
 
     whole, state = losses()
@@ -126,36 +124,3 @@ def test_the_objective_is_the_loss_at_fresh_draws():
     torch.testing.assert_close(found, error.square().flatten(1).mean(1), rtol=1e-5, atol=1e-6)
     again = objective(denoiser, batch, labels, generator)
     assert not torch.isclose(again, found).any()
-
-
-@pytest.mark.parametrize("with_labels", [False, True])
-def test_expected_targets_are_means_under_bayes_rule(with_labels):
-    generator = torch.Generator().manual_seed(0)
-    known, eps = (torch.randn(k, 2, 3, 3, generator=generator) for k in (30, 10))
-    labels = torch.randint(3, (30,), generator=generator) if with_labels else torch.zeros(30)
-    alpha_t, sigma_t = torch.linspace(0, 0.999, 10), torch.linspace(1, 0.05, 10)
-    fitting = labels[:10, None] == labels if with_labels else None
-    x0, noise = expected(known[:10], eps, alpha_t / sigma_t, known, fitting)
-    a, s = alpha_t[:, None, None, None], sigma_t[:, None, None, None]
-    x_t = (a * known[:10] + s * eps).double()
-    for i in range(10):
-        of_class = known[labels == labels[i]].double()
-        errors = (x_t[i] - alpha_t[i] * of_class).square().sum((1, 2, 3))
-        likelihood = (-errors / (2 * sigma_t[i].double() ** 2)).exp()
-        mean = (likelihood[:, None, None, None] * of_class).sum(0) / likelihood.sum()
-        torch.testing.assert_close(x0[i].double(), mean, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close((a * x0 + s * noise).double(), x_t, rtol=1e-5, atol=1e-5)
-
-
-def test_expected_targets_are_right_in_the_mean_and_scatter_less():
-    """Of normal data, E[x0 | x_t] = alpha_t x_t / (alpha_t² + sigma_t²); each set has a latent and 31 references."""
-    known = torch.randn(20_000, 32, 1, 1, 1, generator=torch.Generator().manual_seed(0))
-    eps = torch.randn(20_000, 1, 1, 1, 1, generator=torch.Generator().manual_seed(1))
-    alpha_t, sigma_t = 0.6, 0.8
-    found = torch.stack([expected(x[:1], e, torch.tensor([0.75]), x)[0] for x, e in zip(known, eps, strict=True)])
-    x_t = alpha_t * known[:, :1] + sigma_t * eps
-    own, expectation = ((x0 - alpha_t * x_t).flatten() for x0 in (known[:, :1], found))
-    for feature in (torch.ones(20_000), x_t.flatten(), x_t.flatten() ** 3):  # no error that a network could learn
-        unsure = (expectation * feature).std() / 20_000**0.5
-        assert (expectation * feature).mean().abs() < 4 * unsure
-    assert expectation.var() < 0.2 * own.var()

@@ -553,16 +553,6 @@ def test_a_guide_of_another_training_is_refused(project, tmp_path):
     assert re.fullmatch(words, done.stderr), done.stderr
 
 
-def test_references_take_scatter_out_of_the_loss(project, tmp_path):
-    done = stage(project, "train_diffusion", tmp_path, "--set", "references=500")
-    assert done.returncode == 0, done.stderr
-    with_them, without = (
-        json.loads((folder / "history.json").read_text())[-1]["loss"]
-        for folder in (tmp_path, project / "artifacts/train_diffusion")
-    )
-    assert with_them < without
-
-
 def test_mirrored_latents_are_refused(project, tmp_path):
     done = stage(project, "train_diffusion", tmp_path, "--set", "flip=0.5")
     assert done.returncode == 2
