@@ -203,7 +203,10 @@ def _digest_field(digest: str) -> bytes:
 
 
 def _check_form(artifact: Artifact) -> None:
-    """Raises: InputError unless the tensors are those that TENSORS lists for the kind, fit together, and are finite."""
+    """Check the tensors against the list TENSORS of their kind.
+
+    Raises: InputError unless they are the ones listed, fit together, and are finite.
+    """
     expected: dict[str, tuple[str, tuple[int | None, ...]]] = {}
     sizes: dict[str, int] = {}  # dimension, of its split → that of the first tensor which has it
     for pattern, form in TENSORS[artifact.kind].items():

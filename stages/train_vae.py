@@ -96,9 +96,9 @@ def ratio_to_floor(
     if not {"classifier", "features"} <= inputs.keys():
         return None
     classifier = networks.classifier.Classifier.from_artifact(inputs["classifier"], run.device)
-    every, held_out = (inputs["features"][split].numpy() for split in ("train", "validation"))
-    train, held_out = (every[1::2], every[::2]) if instead else (every, held_out)
-    if min(len(train), len(held_out)) <= train.shape[1]:
+    every, validation = (inputs["features"][split].numpy() for split in ("train", "validation"))
+    train, others = (every[1::2], every[::2]) if instead else (every, validation)
+    if min(len(train), len(others)) <= train.shape[1]:
         warn(run.name, f"{len(every)} training images are too few to tell whether the autoencoder is the limit")
         return None
     if instead:
@@ -107,11 +107,11 @@ def ratio_to_floor(
     features = networks.classifier.in_batches(classifier.features, decoded).cpu().numpy()
     distance = metrics.frechet.frechet_distance
     try:
-        of_train, of_held_out, own = (metrics.frechet.moments(x) for x in (train, held_out, features))
+        of_train, of_others, own = (metrics.frechet.moments(x) for x in (train, others, features))
     except InputError as error:  # all reconstructions may be the same
         warn(run.name, f"the reconstructions are not compared with the floor: {error}")
         return None
-    floor = distance(of_held_out, of_train)
+    floor = distance(of_others, of_train)
     ratio = distance(own, of_train) / floor if floor > 0 else math.inf
     if ratio > FAR:
         said = f"reconstructed images lie {ratio:.1f} times as far from the training images as the images themselves"

@@ -163,7 +163,7 @@ def _file(name: str, root: Path, stem: str, end: str) -> bytes:
 
 
 def _check(path: Path, md5: str) -> None:
-    """Raises: InputError unless a file is there, and it has this MD5, as it is or (.gz) when it is unpacked."""
+    """Check a file of a set. Raises: InputError unless it is there and has this MD5, as it is or (.gz) unpacked."""
     remedy = f"put an intact one there, or, in the default root, remove {path.parent} to download the set again"
     if not path.is_file():
         raise InputError(f"{path} is missing; {remedy}")

@@ -68,7 +68,7 @@ class Denoiser:
         return x0_from(self.prediction, self.predict(x_t, level, labels), x_t, alpha_t, sigma_t).to(x_t.dtype)
 
     def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Denoise in σ-space: x = x_t / alpha_t (B, C, h, w), sigma the scalar σ̄ > 0, labels (B,).
+        """Denoise in σ-space: x = x_t / alpha_t (B, C, h, w), sigma the tensor () of σ̄ > 0, labels (B,).
 
         At σ̄ = inf (alpha_t = 0) x_t / alpha_t is out of range, and x is the noise eps instead.
         Raises: InputError for a σ̄ that is not positive, or that a discrete chain does not have.

@@ -21,7 +21,7 @@ LevelCount = Annotated[int | None, Field(ge=2, le=100_000)]
 
 
 def check_range(sigma_min: float, sigma_max: float) -> None:
-    """Raises: InputError unless the ends of a range of noise levels are in order."""
+    """Check a range of noise levels. Raises: InputError unless its ends are in order."""
     if sigma_min >= sigma_max:
         raise InputError(f"sigma_min {sigma_min:g} must be below sigma_max {sigma_max:g}")
 

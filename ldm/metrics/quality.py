@@ -31,7 +31,7 @@ class Manifold(NamedTuple):
 
     @classmethod
     def fit(cls, features: Features, k: int) -> Self:
-        """Raises: InputError for fewer than k + 1 features."""
+        """The neighbourhoods of features (n, d). Raises: InputError for fewer than k + 1 of them."""
         if len(features) <= k:
             raise InputError(f"{len(features)} samples have no {k}-th neighbour; at least {k + 1} are needed")
         distances, _ = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(features).kneighbors()

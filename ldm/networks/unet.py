@@ -82,7 +82,7 @@ class UNet(nn.Module):
 
 
 def check_norm(shape: Sequence[int], channels: Sequence[int], options: Any) -> None:
-    """Raises: InputError where a group of the norm would be a single value, of which no norm can be taken.
+    """Refuse shapes that have no norm. Raises: InputError where a group of the norm would be a single value.
 
     shape: (C, h, w) of a sample; channels: at each resolution.
     """

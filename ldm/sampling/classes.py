@@ -58,9 +58,9 @@ def class_seen(denoiser: Denoiser, x: Tensor, noise: Callable[[], Tensor]) -> Te
     samples, (B, C, h, w).
     """
     errors = x.new_zeros(len(denoiser.class_sizes), len(x), dtype=torch.float64)
-    for wanted in CHECKED:
-        level = denoiser.schedule.at(denoiser.schedule.time_of(-torch.tensor(wanted, dtype=torch.float64).log()))
-        sigma = level.sigma_t / level.alpha_t  # a discrete chain has this one, and not the one wanted
+    for checked in CHECKED:
+        level = denoiser.schedule.at(denoiser.schedule.time_of(-torch.tensor(checked, dtype=torch.float64).log()))
+        sigma = level.sigma_t / level.alpha_t  # a discrete chain has this one, and not the one listed
         noisy = x + sigma * noise()
         for label, size in enumerate(denoiser.class_sizes):
             if not size:  # no image of this class was trained on

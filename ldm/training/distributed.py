@@ -27,7 +27,7 @@ def rank() -> int:
 
 
 def check_divides(batch_size: int, processes: int) -> None:
-    """Raises: InputError unless the processes can have equal slices of a batch."""
+    """Check the size of a batch. Raises: InputError unless the processes can have equal slices of it."""
     if batch_size % processes:
         remedy = f"use a multiple of {processes}"
         raise InputError(f"batch_size {batch_size} is not divisible by {processes} processes; {remedy}")
@@ -47,7 +47,7 @@ def local_items(items: Sequence[T]) -> Sequence[T]:
 
 
 def check_draws_nothing(network: nn.Module) -> None:
-    """Raises: InputError where a network in several processes draws random numbers of its own."""
+    """Check a network for dropout. Raises: InputError where it has some, and runs in several processes."""
     for name, module in network.named_modules() if world_size() > 1 else ():
         if isinstance(module, nn.Dropout) and module.p > 0:
             raise InputError(f"dropout {module.p:g} ({name}) differs between processes; set it to 0 or use one process")

@@ -248,7 +248,7 @@ def optimizers(network: nn.Module, settings: Optimisation) -> dict[str, torch.op
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raises: InputError where torch.compile lacks its tools for this device."""
+    """Check what torch.compile needs. Raises: InputError where a tool is missing for this device."""
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise InputError(f"compile needs a C++ compiler, not {compiler!r}; install g++, set CXX, or unset compile")

@@ -452,9 +452,9 @@ def test_a_stated_root_is_never_downloaded_to(refused, monkeypatch):
             {"train_diffusion.penalty": "l1", "train_diffusion.weighting": "snr"},
             "weighting 'snr' needs penalty l2, not 'l1'",
         ),
-        ({"train_diffusion.penalty": "l1", "train_diffusion.references": 64}, "references need penalty l2, not 'l1'"),
-        ({"train_diffusion.references": -1}, "train_diffusion.references: -1 will not do"),
-        ({"train_diffusion.guide_step": 525}, "guide_step 525 must be a multiple of record_every 50"),
+        ({"train_diffusion.flip": -1}, "train_diffusion.flip: -1 will not do"),
+        ({"train_diffusion.guide_step": 525}, "guide_step 525 is no multiple of record_every 50"),
+        ({"train_diffusion.guide_step": 9000}, "guide_step 9000 is beyond the last of "),
         ({"sample.guidance.weight": 0.5}, "sample.guidance.weight: 0.5 will not do"),
         (
             {
@@ -477,6 +477,10 @@ def test_a_stated_root_is_never_downloaded_to(refused, monkeypatch):
         (
             {"train_diffusion.schedule": "cosine", "train_diffusion.prediction": "v", "sample.sampler": "heun"},
             "sample.sampler: heun makes errors ",
+        ),
+        (
+            {"train_diffusion.networks.unet.norm": "group", "train_diffusion.networks.unet.groups": 7},
+            "train_diffusion: networks.unet: width ",
         ),
         ({"sample.guidance.sigma_min": 5.0}, "sigma_min 5 must be below sigma_max 4"),
         ({"sample.label": 7}, "sample.label: 7 is one class"),

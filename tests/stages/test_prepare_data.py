@@ -197,6 +197,11 @@ def test_a_number_in_the_place_of_a_name_is_to_be_quoted():
         prepare_data.Config.parse({"seed": 0, "dataset": "folder", "root": 1e3}, "prepare_data")
 
 
+def test_a_colour_that_yaml_takes_for_a_comment_is_to_be_quoted():
+    with pytest.raises(InputError, match=r"background: None will not do; .*, and one that begins with # needs quotes"):
+        prepare_data.Config.parse({"seed": 0, "dataset": "folder", "background": None}, "prepare_data")
+
+
 def test_a_relative_root_that_looks_like_a_number(prepare, leaves, monkeypatch):
     shutil.copytree(leaves, leaves.parent / "2024")
     shutil.copy(ROOT / "params.yaml", leaves.parent)
