@@ -20,7 +20,7 @@ one record of a list; -1 is the last.
 A table of figures that no committed file holds has the comment <!-- measured on MACHINE -->; where a file holds one of
 its rows, after `; row TEXT, from …`, which is read as above, with a text that stands in this row alone.
 
-`python tests/test_documents.py --write` writes the figures of all tables anew.
+`python -m tests.test_documents --write` writes the figures of all tables anew.
 """
 
 import json
@@ -409,5 +409,5 @@ def write() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:] != ["--write"]:
-        sys.exit("usage: python tests/test_documents.py --write")
+        sys.exit("usage: python -m tests.test_documents --write")
     write()
