@@ -2,42 +2,25 @@
 
 \b
 python -m tools.same_bytes HEAD             the working tree against the last commit
-python -m tools.same_bytes HEAD --commit    and, where nothing differs, take the new code over into both locks
+python -m tools.same_bytes HEAD --commit    and, where nothing differs, take the new code over into dvc.lock
 
 Tensors are compared by value, other files by bytes. The small pipeline makes the choices of params.yaml, its precision
 on this machine included, with smaller sizes. So it proves nothing about recipes, or about choices that the pipeline
 does not make. The digests that `make test` compares are of the same pipeline in fp32.
 """
 
-import io
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import click
-from ruamel.yaml import YAML
 from safetensors import deserialize
 
-from ldm import InputError, write_atomic
+from ldm import InputError
 from stages.report import TEMPLATE as REPORT
 from stages.runner import LOGS, PARAMS, ROOT, digests_of_code, run_command
 from tools.check import changed_stages
 from tools.small import SMALL, change, copy_project, reproduce, run_or_fail
-
-FP32 = ROOT / "artifacts/fp32/lock.yaml"  # the lock of the run in fp32
-
-
-def renew(lock: Path, other: Path) -> None:
-    """Take the digests of all code from one lock over into another one of the same stages."""
-    form = YAML()
-    form.width = 1000
-    own, theirs = form.load(lock), form.load(other)
-    for name, entry in theirs["stages"].items():
-        data = {dep["path"]: dep for dep in entry["deps"] if dep["path"].startswith("artifacts/")}
-        entry["deps"] = [data.get(dep["path"], dep) for dep in own["stages"][name]["deps"]]
-    buffer = io.BytesIO()
-    form.dump(theirs, buffer)
-    write_atomic(other, buffer.getvalue())
 
 
 def outputs(folder: Path) -> dict[Path, dict[str, Any]]:
@@ -64,7 +47,7 @@ def differences(before: Path, after: Path) -> list[str]:
 
 @click.command(help=__doc__)
 @click.argument("revision")
-@click.option("--commit", is_flag=True, help="Where nothing differs, run dvc commit, and renew the lock of fp32.")
+@click.option("--commit", is_flag=True, help="Where nothing differs, run dvc commit.")
 def command(revision: str, commit: bool) -> None:
     for stage, changes in changed_stages() if commit else ():
         for path, state in changes if ":" not in stage else ():  # a recipe's may be stale
@@ -83,8 +66,6 @@ def command(revision: str, commit: bool) -> None:
     click.echo(f"every output of the small pipeline is that of {revision}")
     if commit:
         run_or_fail("dvc commit failed", ROOT, "dvc", "commit", "--force", "dvc.yaml")
-        if FP32.exists():  # a project that began as a copy may have no such run
-            renew(ROOT / "dvc.lock", FP32)
 
 
 if __name__ == "__main__":

@@ -19,27 +19,6 @@ GIT = ["git", "-c", "user.name=A", "-c", "user.email=a@example.org"]
 DATA = "prepare_data/images.safetensors"
 
 
-def test_the_other_lock_takes_the_code_and_keeps_its_data(tmp_path):
-    """Also where a dependency has come or gone."""
-    yaml, locks = YAML(typ="safe"), (tmp_path / "dvc.lock", tmp_path / "lock.yaml")
-    deps = [
-        {"path": "artifacts/a", "md5": "1"},
-        {"path": "ldm/new.py", "md5": "2"},
-        {"path": "stages/a.py", "md5": "3"},
-    ]
-    others = [
-        {"path": "artifacts/a", "md5": "7"},
-        {"path": "ldm/old.py", "md5": "8"},
-        {"path": "stages/a.py", "md5": "9"},
-    ]
-    for lock, entries in zip(locks, (deps, others), strict=True):
-        yaml.dump({"stages": {"a": {"cmd": "run", "deps": entries, "outs": [{"path": "b", "md5": lock.name}]}}}, lock)
-    same_bytes.renew(*locks)
-    renewed = yaml.load(locks[1])["stages"]["a"]
-    assert renewed["deps"] == [others[0], *deps[1:]]
-    assert renewed["outs"] == [{"path": "b", "md5": "lock.yaml"}]
-
-
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory) -> Path:
     """A repository whose pipeline is one short stage, with a committed run."""
