@@ -242,7 +242,8 @@ def check_writable(folder: Path) -> None:
             probe.write(bytes(4096))
             os.fsync(probe.fileno())
     except OSError as error:
-        raise InputError(f"cannot write to {folder}: {error.strerror}; free space, or change --out") from None
+        remedy = "free space, or choose" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose"
+        raise InputError(f"cannot write to {folder}: {error.strerror}; {remedy} another folder by --out") from None
 
 
 def _stop(number: int, frame: object) -> None:

@@ -242,7 +242,7 @@ def test_an_unknown_key_of_an_inner_section_names_its_neighbours(refused, folder
 
 def test_a_folder_that_cannot_be_written(refused, folder):
     (folder / "file").write_text("")
-    assert "cannot write to file/out: Not a directory" in refused("train_vae", "--out", "file/out")
+    assert "cannot write to file/out: Not a directory; choose another" in refused("train_vae", "--out", "file/out")
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])
@@ -251,7 +251,8 @@ def test_a_full_or_read_only_folder(refused, monkeypatch, code):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr("os.fsync", fail)
-    assert f"cannot write to out: {os.strerror(code)}; " in refused("prepare_data", "--out", "out")
+    remedy = "free space, or choose" if code == errno.ENOSPC else "choose"
+    assert f"out: {os.strerror(code)}; {remedy} another folder" in refused("prepare_data", "--out", "out")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
